@@ -1,0 +1,24 @@
+# `make demo` and `make test` work in a fresh clone: each sets up .venv first.
+PYTHON ?= python3
+PY = .venv/bin/python
+
+.PHONY: demo test lint docs-run clean
+
+.venv/ok: setup.py settings.ini pyproject.toml
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "fasterai_sched needs Python 3.10 or newer, this is " + sys.version'
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) -m pip install -q -e '.[dev]'
+	touch .venv/ok
+
+demo: .venv/ok         ## The seed's tutorial on real digits: a transcript a schedule, a table and schedules.png
+	$(PY) examples/schedules.py
+
+test: .venv/ok         ## Lint, then every test
+	$(PY) -m ruff check -q .
+	$(PY) -m pytest
+
+docs-run: .venv/ok     ## Execute the pages as they stand and keep their output
+	$(PY) tests/pages.py
+
+clean:
+	rm -rf .venv build dist *.egg-info schedules.png

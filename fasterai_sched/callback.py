@@ -1,0 +1,346 @@
+"""fastai's events -> the sparsifier. The only module that imports fastai, and the only one that prints."""
+
+from __future__ import annotations
+from dataclasses import replace
+from math import isfinite
+import warnings
+
+import torch
+from torch import nn
+from fastai.callback.core import Callback
+from fastai.optimizer import OptimWrapper
+from fastai.torch_core import get_model, rank_distrib
+from fastcore.basics import noop
+from fastcore.imports import in_notebook
+
+from .criteria import as_criteria, large_final
+from .schedules import agp, as_schedule, check_schedule, is_absolute, windowed
+from .sparsifier import Sparsifier, check_choices, check_percent
+from . import plots
+
+__all__ = ['SparsifyCallback']
+
+_agp = replace(agp) # equal to agp and not agp itself: tells whether `schedule` was given
+
+def _check_target(name, value):
+    "ValueError unless `value` is a percentage; 0.9 was probably meant to be 90"
+    check_percent(name, value)
+    if 0 < float(value) < 1:
+        raise ValueError(f"{name}={value!r} is below 1%; a sparsity is a percentage, 0 to 100: did you mean {name}={float(value)*100:g}?")
+
+def _check_epoch(name, value, least=0):
+    "ValueError unless `value` is None or a whole number"
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+        raise ValueError(f"{name}={value!r} must be a whole number of at least {least}, or None")
+
+def _either(new, old, **words):
+    "The one of two words for the same thing that was given; ValueError if both were"
+    if new is not None and old is not None: raise ValueError(f"{' and '.join(f'{k}={v!r}' for k,v in words.items())} are two words for one thing: give one")
+    return old if new is None else new
+
+def _values(x): return list(x.values()) if isinstance(x, dict) else list(x) if isinstance(x, (list, tuple)) else [x]
+
+def _like(x, f):
+    "`f` of the percentage, or of each of the list or dict, that `x` is"
+    return {k:f(v) for k,v in x.items()} if isinstance(x, dict) else [f(v) for v in x] if isinstance(x, (list, tuple)) else f(x)
+
+def _brackets(x):
+    "`[90]`, `[29.71]`, `[10, 20.0]`: an int as it is, a float with two decimals at most"
+    return str([v if isinstance(v, int) else round(float(v), 2) for v in _values(x)])
+
+class SparsifyCallback(Callback):
+    "Train a sparse model: at each step as sparse as `schedule` says, at the end exactly as sparse as was asked"
+    order,run_valid,remove_on_fetch,_only_train_loop = 55,False,True,True # after Recorder (50), before what writes its table (60)
+    _last = 1000                                                          # in after_fit: after SaveModel (61) has reloaded its best
+    _stateattrs = ('sparsifier','_saved','_opt')                          # what `learn.export` leaves behind
+    sparsifier = _saved = _opt = _due = _epoch_report = None
+    _fresh = _on = _announced = _warned = _moving = False
+
+    def __init__(self,
+        sparsity=None,            # Target in percent, 0 to 100: a number, a list (one a selected layer, in model order) or a dict of layer names
+        granularity:str='weight', # What is removed as one: 'weight', 'filter', ...; see `Granularities`
+        context:str='local',      # 'local': each layer at the target; 'global': all layers together
+        criteria=large_final,     # What is kept: a `Criteria`, its name, or a function of a weight tensor
+        schedule=_agp,            # When: a `Schedule`, its name, fastai's `sched_*`, a `partial`, a lambda of (start, end, pos) or of (pos)
+        lth:bool=False,           # Rewind the weights to those of `rewind_epoch` each time the masks grow (lottery tickets)
+        rewind_epoch:int=0,       # Save the weights before this epoch's first batch, for `rewind()`; None: don't
+        reset_end:bool=False,     # Rewind once, after the fit
+        save_tickets:bool=False,  # Write the ticket, a `state_dict`, to `learn.model_dir`: each time `lth` rewinds, and after the fit
+        model:nn.Module=None,     # The part of the model to make sparse; None: `learn.model`
+        round_to:int=None,        # Make the number of groups kept in a layer a multiple of this, or all
+        nm:bool=False,            # Not supported; here for the order of arguments
+        layer_type=nn.Conv2d,     # Type of the layers to make sparse, or a tuple of types
+        *,
+        start_sparsity:float=0,   # In percent: in force until the schedule starts
+        end_sparsity=None,        # The older word for `sparsity`
+        start_epoch:int=None,     # First epoch that prunes, instead of the schedule's own start
+        end_epoch:int=None,       # The target is reached on the last batch before this epoch, instead of the schedule's own end
+        sched_func=None,          # The older word for `schedule`
+        verbose:bool=True         # Print the sparsity of each epoch and the report (the table's column is there anyway)
+    ):
+        "Raises ValueError, here or before the first batch, for whatever can't be done as asked"
+        super().__init__()
+        target = _either(sparsity, end_sparsity, sparsity=sparsity, end_sparsity=end_sparsity)
+        sched  = _either(None if schedule is _agp else schedule, sched_func, schedule=schedule, sched_func=sched_func)
+        self.schedule,self.criteria = as_schedule(agp if sched is None else sched),as_criteria(criteria)
+        if target is None and is_absolute(self.schedule): target = self.schedule(0, 100, 1.)
+        if target is None: raise ValueError("sparsity=None: give the target in percent, such as sparsity=90")
+        self._check_sparsity(target, start_sparsity, context)
+        check_choices(granularity, context, layer_type, round_to, nm)
+        for n,v in dict(rewind_epoch=rewind_epoch, start_epoch=start_epoch).items(): _check_epoch(n, v)
+        _check_epoch('end_epoch', end_epoch, 1)
+        if end_epoch is not None and start_epoch is not None and end_epoch <= start_epoch:
+            raise ValueError(f"end_epoch={end_epoch} must come after start_epoch={start_epoch}")
+        for n,v in dict(lth=lth, reset_end=reset_end, save_tickets=save_tickets).items():
+            if v and rewind_epoch is None: raise ValueError(f"{n}={v!r} needs the weights of an epoch: rewind_epoch=None saves none")
+        if model is not None and not isinstance(model, nn.Module): raise ValueError(f"model={model!r} must be an nn.Module, or None for the learner's")
+        self.sparsity,self.start_sparsity,self.granularity,self.context,self.round_to = target,start_sparsity,granularity,context,round_to
+        self.layer_type,self.start_epoch,self.end_epoch,self.verbose = layer_type,start_epoch,end_epoch,verbose
+        self.lth,self.rewind_epoch,self.reset_end,self.save_tickets = lth,rewind_epoch,reset_end,save_tickets
+        self.sparse_model,self._rows = model,[] # not `model`: that would hide learn.model
+
+    def _check_sparsity(self, target, start, context):
+        if isinstance(target, (list, tuple, dict)):
+            if not target: raise ValueError(f"sparsity={target!r} is empty: give a percentage a layer")
+            if context == 'global': raise ValueError(f"sparsity={target!r} has one value a layer, and context='global' one budget for all: "
+                                                     "use context='local'")
+            if is_absolute(self.schedule): raise ValueError(f"schedule={self.schedule.__name__} has its own target, and sparsity={target!r} one a layer: "
+                                                            "give a function of (start, end, pos)")
+        _check_target('start_sparsity', start)
+        for v in _values(target): _check_target('sparsity', v)
+        if is_absolute(self.schedule) and start: raise ValueError(f"start_sparsity={start!r}: schedule={self.schedule.__name__} has its own start")
+        for v in dict.fromkeys(_values(target)): check_schedule(self.schedule, start, v)
+
+    # -- a fit begins ------------------------------------------------------------------------------------------------------------
+
+    # validate, get_preds and their kin hold the learner's lock, and may come from another callback in the midst of a fit
+    @property
+    def _predicting(self): return self.learn.lock.locked()
+    @property
+    def _finding_lr(self): return hasattr(self.learn, 'lr_finder')
+    @property
+    def _recorder(self): return getattr(self.learn, 'recorder', None)
+    @property
+    def _quiet(self): return not self.verbose or self.learn.logger is noop or rank_distrib() > 0
+
+    def _print(self, s):
+        if not self._quiet: print(s)
+
+    def before_fit(self):
+        "Start anew, whatever became of the last fit; claim the column before the table's header is written"
+        if self._predicting: return
+        if sum(cb is self for cb in self.learn.cbs) > 1:
+            raise ValueError("This SparsifyCallback is in the learner twice: give it to Learner(cbs=) or to fit(cbs=), or make a second one")
+        self.order,self._fresh,self._on,self._announced,self._warned,self._column = type(self).order,True,False,False,False,False
+        trains = any(isinstance(m, self.layer_type) and getattr(getattr(m, 'weight', None), 'requires_grad', False) for m in self.learn.model.modules())
+        if self._recorder is not None and trains and not self._finding_lr and not hasattr(self.learn, 'gather_preds'): self._add_column()
+
+    def _add_column(self):
+        names = self._recorder.metric_names
+        names.insert(names.index('time') if 'time' in names else len(names), 'sparsity')
+        self._column = True
+
+    def before_validate(self):
+        "Give the column back if nothing was trained before: this is no fit"
+        if self._fresh and self._column:
+            self._recorder.metric_names.remove('sparsity')
+            self._column = False
+
+    def before_epoch(self):
+        if not self._predicting: self._on = False # until it trains: skipped epochs don't
+
+    def before_train(self):
+        "The fit's first: choose the layers, check, announce"
+        if self._finding_lr: return
+        if self._fresh: self._setup()
+        sp = self.sparsifier
+        if sp.refresh_frozen(): self._due = None
+        self._on,self._epoch_report,self._moving = bool(sp.active),None,True
+        if not self._on:
+            if not self._warned: warnings.warn(f"SparsifyCallback does nothing: none of the {len(sp.layers)} selected layers trains (all are frozen)")
+            self._warned = True
+            return
+        if not self._announced: self._announce()
+        if self.epoch == self.rewind_epoch:
+            self._print(f'Saving Weights at epoch {self.epoch}')
+            self._saved = {k:v.detach().cpu().clone() for k,v in sp.model.state_dict().items()}
+            sp.save_refs()
+
+    def _setup(self):
+        model = get_model(getattr(self.learn.model, '_orig_mod', self.learn.model))
+        part = model if self.sparse_model is None else self.sparse_model
+        mine = set(map(id, model.parameters()))
+        if not any(id(p) in mine for p in part.parameters()): raise ValueError("model= has no parameter in common with the learner's model")
+        self.sparsifier = Sparsifier(part, self.granularity, self.context, self.criteria, layer_type=self.layer_type,
+                                     layers=list(self.sparsity) if isinstance(self.sparsity, dict) else None)
+        self.sparsifier.due(self.sparsity) # a list of the wrong length is found here
+        self._fresh,self._due,self._saved,self._rows,self._opt = False,None,None,[],self.learn.opt
+
+    def _announce(self):
+        self._window()
+        for n in ('lth', 'reset_end', 'save_tickets'):
+            if getattr(self, n) and self.epoch > self.rewind_epoch: raise ValueError(
+                f"{n}={getattr(self, n)!r} needs the weights of rewind_epoch={self.rewind_epoch}, and this fit begins at epoch {self.epoch}")
+        if self.rewind_epoch is not None and self.rewind_epoch >= self.n_epoch:
+            raise ValueError(f"rewind_epoch={self.rewind_epoch} is beyond this fit of {self.n_epoch} epochs, 0 to {self.n_epoch-1}")
+        if self.lth: self._check_lth()
+        self._print(f'Pruning of {self.granularity} until a sparsity of {_brackets(self.sparsity)}%')
+        self._announced = True
+
+    def _window(self):
+        "The schedule in this fit's window"
+        n,start,end = self.n_epoch,self.start_epoch,self.end_epoch
+        if start is not None and start >= n: raise ValueError(f"start_epoch={start} is beyond this fit of {n} epochs, 0 to {n-1}")
+        if end is not None and end > n: raise ValueError(f"end_epoch={end} is beyond this fit of {n} epochs: the last it may be is {n}")
+        if end is not None and start is None and end/n <= self.schedule.start_pct:
+            raise ValueError(f"end_epoch={end} comes before the schedule starts, at {self.schedule.start_pct:.0%} of {n} epochs: give start_epoch too")
+        self._windowed = windowed(self.schedule, None if start is None else start/n, None if end is None else end/n)
+
+    def _check_lth(self):
+        at = self.rewind_epoch/self.n_epoch
+        if at and self._due_at(at) != _like(self.sparsity, lambda s: self.start_sparsity):
+            raise ValueError(f"rewind_epoch={self.rewind_epoch} comes after pruning has begun: with lth=True it must come before")
+        n = len(self.learn.dls.train)*self.n_epoch
+        moves = sum(self._due_at(i/n) != self._due_at((i+1)/n) for i in range(n))
+        if moves > 10: warnings.warn(f"lth=True rewinds each time the masks grow: {moves} times with schedule={self.schedule.__name__}. "
+                                     "A schedule of a few steps, such as iterative, leaves time to train between them")
+
+    # -- a step ------------------------------------------------------------------------------------------------------------------
+
+    def _due_at(self, pct):
+        "The sparsity due at a fraction of training, in the form `sparsity` has"
+        def due(end):
+            s = self._windowed(self.start_sparsity, end, pct)
+            return s if 0 <= s <= 100 else min(max(s, 0.), 100.) if isfinite(s) and -1e-9 <= s <= 100 + 1e-9 else s
+        return _like(self.sparsity, due)
+
+    def _move(self, pct, step):
+        "Bring the masks to what is due"
+        due = self._due_at(pct)
+        if due == self._due: return
+        self._due,grown = due,self.sparsifier.sparsity
+        if not self.sparsifier.sparsify_model(due, self.round_to): return
+        self.sparsifier.mask_state(self._opt_state)
+        self._moving,grown = False,self.sparsifier.sparsity > grown
+        self._log_row(step, 'masks', self.sparsifier.sparsity)
+        if self.lth and grown: self._rewind_to_ticket()
+
+    def before_batch(self):
+        "Prune for the step about to be taken, once a step"
+        if not self._on or not self._moving: return
+        step = self.epoch*self.n_iter + self.iter + 1
+        self._move(step/(self.n_epoch*self.n_iter), step)
+
+    def after_backward(self):
+        "Before GradientClip: the averages of pruned weights stay 0, and the norm counts what lives"
+        if self._on: self.sparsifier.mask_grads()
+
+    def after_step(self):
+        "Whatever the optimizer did"
+        if self._on: self.sparsifier.apply_masks()
+        self._moving = True
+
+    # -- an epoch ends -----------------------------------------------------------------------------------------------------------
+
+    def after_train(self):
+        "Catch up if batches were skipped, then see that pruned is zero"
+        if not self._on: return
+        self._move((self.epoch + 1)/self.n_epoch, (self.epoch + 1)*self.n_iter)
+        self.sparsifier.apply_masks()
+
+    def _measure(self):
+        if self._epoch_report is None: self._epoch_report = self.sparsifier.report()
+        return self._epoch_report
+
+    def after_validate(self):
+        "Put the measured sparsity in the table's row"
+        if self._on and self._column and not self._predicting: self._recorder.log.append(self._measure().sparsity)
+
+    def after_epoch(self):
+        "Print the same number"
+        if self._predicting or not self._on: return
+        rep = self._measure()
+        self._print(f'Sparsity at the end of epoch {self.epoch}: {_brackets(self._measured(rep))}%')
+        self._log_row((self.epoch + 1)*len(self.learn.dls.train), 'epoch', rep.sparsity)
+        self._on,self.order = False,self._last
+
+    def after_cancel_fit(self):
+        if self._on: self.sparsifier.apply_masks()
+        self.order = self._last
+
+    def _measured(self, rep):
+        "The measured sparsity in the form of `sparsity`: of all layers, or of each"
+        return rep.sparsity if not isinstance(self.sparsity, (list, tuple, dict)) else [r.sparsity for r in rep.rows]
+
+    # -- a fit ends --------------------------------------------------------------------------------------------------------------
+
+    def after_fit(self):
+        "Report on the model the user is left with"
+        if self._predicting: return
+        self.order,self._on,self._fresh = type(self).order,False,False
+        if not self._announced: return
+        self._announced = False
+        if self.save_tickets: self._save_ticket()
+        if self.reset_end: self.rewind()
+        rep = self.sparsifier.report()
+        off = f' (measured {_brackets(self._measured(rep))}%)' if self._is_off(rep) else ''
+        self._print(f'Final Sparsity: {_brackets(self.sparsity if self._due is None else self._due)}%{off}')
+        if self._quiet: return
+        if not in_notebook(): return self.sparsifier.print_sparsity()
+        from IPython.display import display
+        print('\nSparsity Report:')
+        display(rep)
+
+    def _is_off(self, rep):
+        "Whether the count differs from what is due by more than one group a layer"
+        due = {l:s for l,s in self.sparsifier.due(self._due).items() if not l.frozen}
+        asked = sum(s/100*l.weight.numel() for l,s in due.items())
+        return abs(rep.zeros - asked) > sum(l.size for l in due)
+
+    # -- afterwards --------------------------------------------------------------------------------------------------------------
+
+    @property
+    def _opt_state(self):
+        opt = self.learn.opt
+        return opt.opt.state if isinstance(opt, OptimWrapper) else opt.state
+
+    def rewind(self):
+        "Put the model back to the weights saved at `rewind_epoch`, pruned ones 0: the lottery ticket. The optimizer forgets its averages"
+        if self._saved is None: raise RuntimeError(f"No weights are saved: rewind_epoch={self.rewind_epoch!r}, and a fit must have begun before that epoch")
+        self.sparsifier.model.load_state_dict(self._saved)
+        self.sparsifier.apply_masks()
+        self._opt.clear_state()
+
+    def _ticket(self):
+        "The saved weights under the masks of now, as a `state_dict`"
+        masks = {f'{n}.weight' if n else 'weight': m for n,m in self.sparsifier.masks.items()}
+        return {k:v*masks[k].cpu() if k in masks else v for k,v in self._saved.items()}
+
+    def _save_ticket(self):
+        path = self.learn.path/self.learn.model_dir/f'winning_ticket_{self.sparsifier.sparsity:.2f}.pth'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._print(f'Saving ticket {path.name}')
+        torch.save(self._ticket(), path)
+
+    def _rewind_to_ticket(self):
+        self._print(f'Resetting Weights to their epoch {self.rewind_epoch} values')
+        self.rewind()
+        if self.save_tickets: self._save_ticket()
+
+    def _log_row(self, step, kind, measured):
+        due = self.sparsifier.due(self._due)
+        asked = sum(float(s)*l.weight.numel() for l,s in due.items() if not l.frozen)/sum(l.weight.numel() for l in due if not l.frozen)
+        self._rows.append((step, self.epoch, kind, asked, measured))
+
+    @property
+    def history(self):
+        "The last fit as a DataFrame: step, epoch, kind ('masks' moved, or the end of an 'epoch'), target and measured, both in percent"
+        import pandas as pd
+        return pd.DataFrame(self._rows, columns=['step', 'epoch', 'kind', 'target', 'measured'])
+
+    def plot(self,
+        ax=None, # Matplotlib axes to draw on; new ones if None
+        **kwargs # Passed to `ax.plot`
+    ):           # The axes
+        "Draw the last fit: the target, and what was measured"
+        return plots.plot_history(self.history, ax=ax, **kwargs)

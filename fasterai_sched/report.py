@@ -1,0 +1,107 @@
+"""HOW MUCH: a model -> its zeros, counted. A table as text, as HTML and as a DataFrame."""
+
+from __future__ import annotations
+from dataclasses import dataclass
+from html import escape
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ['Report', 'Row', 'n_zeros', 'sparsity_report']
+
+def n_zeros(t:Tensor) -> int:
+    "How many elements of `t` are exactly 0"
+    return t.numel() - int(t.count_nonzero())
+
+def percent(part, whole):
+    "`part` of `whole` in percent; 0 of nothing is 0"
+    return 100*part/whole if whole else 0.
+
+@dataclass(frozen=True)
+class Row:
+    "One layer's count"
+    name:str          # As in `model.named_modules()`
+    index:int         # Its place in `model.modules()`, the seed's `Layer N`
+    type:str          # Class name
+    params:int        # Weights
+    zeros:int         # Weights that are exactly 0
+    frozen:bool=False # Whether the layer does not train; frozen layers are listed and not added up
+
+    @property
+    def sparsity(self): return percent(self.zeros, self.params)
+
+_line = "{:<20} {:<15} {:<10} {:<10} {}".format
+
+@dataclass(frozen=True)
+class Report:
+    "What is zero in a model: a row a layer, and the sum over those that train"
+    rows:tuple           # Of `Row`
+    unselected:tuple=()  # Large weights that no row counts: (name, number of weights)
+
+    @property
+    def params(self): return sum(r.params for r in self.rows if not r.frozen)
+    @property
+    def zeros(self): return sum(r.zeros for r in self.rows if not r.frozen)
+    @property
+    def sparsity(self):
+        "Of all layers that train, in percent"
+        return percent(self.zeros, self.params)
+
+    def __str__(self):
+        rule = '-'*80
+        cells = [_line(f'Layer {r.index}', r.type, f'{r.params:,}', f'{r.zeros:,}', f"{'frozen':>9}" if r.frozen else f'{r.sparsity:>8.2f}%')
+                 for r in self.rows]
+        overall = _line('Overall', 'all', f'{self.params:,}', f'{self.zeros:,}', f'{self.sparsity:>8.2f}%')
+        return '\n'.join([rule, _line('Layer', 'Type', 'Params', 'Zeros', f"{'Sparsity':<10}"), rule, *cells, rule, overall])
+    __repr__ = __str__
+
+    def _repr_html_(self):
+        def tr(*cells, tag='td'):
+            left,right = 'style="text-align:left"','style="text-align:right"'
+            return '<tr>' + ''.join(f'<{tag} {left if i < 3 else right}>{c}</{tag}>' for i,c in enumerate(cells)) + '</tr>'
+        head = tr('Layer', 'Name', 'Type', 'Params', 'Zeros', 'Sparsity', tag='th')
+        body = [tr(f'Layer {r.index}', escape(r.name), escape(r.type), f'{r.params:,}', f'{r.zeros:,}', 'frozen' if r.frozen else f'{r.sparsity:.2f}%')
+                for r in self.rows]
+        foot = tr('Overall', '', 'all', f'{self.params:,}', f'{self.zeros:,}', f'{self.sparsity:.2f}%', tag='th')
+        rest = ', '.join(f'{escape(n)} ({p:,})' for n,p in self.unselected)
+        note = f'<p>Not selected, and dense or not, not counted here: {rest}</p>' if rest else ''
+        return f'<table><thead>{head}</thead><tbody>{"".join(body)}</tbody><tfoot>{foot}</tfoot></table>{note}'
+
+    def to_df(self):
+        "A DataFrame, a row a layer: name, index, type, params, zeros, sparsity (percent), frozen"
+        import pandas as pd
+        cols = ['name', 'index', 'type', 'params', 'zeros', 'sparsity', 'frozen']
+        return pd.DataFrame([[getattr(r, c) for c in cols] for r in self.rows], columns=cols)
+
+def _unselected(model, counted, share=0.01):
+    "Parameters of two or more dimensions that hold over `share` of the model's, are not `counted`, and are not bias or norm"
+    params = [(n, p) for n,p in model.named_parameters() if p.ndim > 1]
+    total = sum(p.numel() for _,p in params)
+    return tuple((n, p.numel()) for n,p in params if id(p) not in counted and p.numel() > share*total)
+
+@torch.no_grad()
+def sparsity_report(
+    model:nn.Module,         # Any model; nothing of it is changed
+    layer_type=nn.Conv2d,    # Type of layer to count, or a tuple of types; `nn.Module` counts every layer's weight of two or more dimensions
+    names=None,              # Count only the layers of these names; None: all of that type
+    frozen=()                # Names to list as frozen, outside the sum
+) -> Report:                 # Prints as the seed's table; a table with names in a notebook; `.to_df()`
+    "Count the zeros in the layers of a model. A weight that two layers share is counted once; raises ValueError if there is no such layer"
+    rows,seen = [],{}
+    for i,(n,m) in enumerate(model.named_modules()):
+        w = getattr(m, 'weight', None)
+        if not isinstance(m, layer_type) or not isinstance(w, Tensor) or id(w) in seen: continue
+        if names is not None and n not in names or layer_type is nn.Module and w.ndim < 2: continue
+        seen[id(w)] = w # kept alive: a computed weight's id may be used again
+        rows.append(Row(n, i, type(m).__name__, w.numel(), n_zeros(w), n in frozen))
+    if not rows: raise ValueError(f"No {type_name(layer_type)} with a weight in this {type(model).__name__}; it has {weight_types(model)}")
+    return Report(tuple(rows), _unselected(model, seen))
+
+def type_name(layer_type):
+    "The name of a layer type, or of each of a tuple"
+    return ' or '.join(t.__name__ for t in layer_type) if isinstance(layer_type, tuple) else layer_type.__name__
+
+def weight_types(model):
+    "What has a weight of two or more dimensions in `model`, for messages: type name -> how many"
+    types = [type(m).__name__ for m in model.modules() if getattr(getattr(m, 'weight', None), 'ndim', 0) > 1]
+    return {t: types.count(t) for t in dict.fromkeys(types)} or 'no layer with a weight matrix'

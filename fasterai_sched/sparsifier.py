@@ -1,0 +1,270 @@
+"""The one object with state: the chosen layers of a model, their masks and their reference weights. Needs no fastai."""
+
+from __future__ import annotations
+from dataclasses import dataclass
+from difflib import get_close_matches
+from math import prod
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from .criteria import as_criteria, large_final
+from .granularity import Granularities
+from .masks import keep_masks, n_pruned, round_kept
+from .report import n_zeros, sparsity_report, type_name, weight_types
+
+__all__ = ['Sparsifier', 'contexts']
+
+contexts = ('local', 'global')
+
+def check_percent(name, value):
+    "ValueError unless `value` is a number from 0 to 100"
+    if isinstance(value, bool) or not isinstance(value, (int, float)) and not hasattr(value, '__float__') or isinstance(value, str):
+        raise ValueError(f"{name}={value!r} is not a number; a sparsity is a percentage, 0 to 100")
+    if not 0 <= float(value) <= 100: raise ValueError(f"{name}={value!r} is outside 0 to 100; a sparsity is a percentage")
+
+def check_choices(granularity, context, layer_type, round_to, nm):
+    "ValueError for words that no model could make sense of"
+    types = layer_type if isinstance(layer_type, tuple) else (layer_type,)
+    for t in types:
+        if not (isinstance(t, type) and issubclass(t, nn.Module)):
+            raise ValueError(f"layer_type={layer_type!r} must be a class of layers such as nn.Conv2d, or a tuple of them")
+        Granularities.get_dim(t, granularity)
+    if context not in contexts: raise ValueError(f"context={context!r} is not one of {list(contexts)}")
+    check_round_to(round_to)
+    if nm: raise ValueError(f"nm={nm!r}: N:M patterns are not supported; leave nm=False")
+
+def check_round_to(round_to):
+    "ValueError unless `round_to` is None or a whole number of at least 1"
+    if round_to is not None and (isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1):
+        raise ValueError(f"round_to={round_to!r} must be a whole number of at least 1, or None")
+
+@dataclass(eq=False)
+class _Layer:
+    "A selected layer and what is held about it"
+    name:str; index:int; module:nn.Module; dim:list
+    mask:Tensor=None # what is kept, bool, the scores' shape; None: all
+    dead:int=0       # groups that `mask` prunes
+    ref:Tensor=None  # what the criterion compares with
+    frozen:bool=False
+
+    @property
+    def weight(self): return self.module.weight
+    @property
+    def size(self): return prod(self.weight.shape[d-1] for d in self.dim if d) # weights in a group
+    @property
+    def n(self): return self.weight.numel()//self.size                         # groups
+
+class Sparsifier:
+    "Makes the layers of a model sparse, and keeps them so. What is asked is what is applied: counts are exact"
+    def __init__(self,
+        model:nn.Module,            # The model; only the values of its selected weights are changed
+        granularity:str='weight',   # What is removed as one: see `Granularities`
+        context:str='local',        # 'local': each layer at the sparsity asked; 'global': all layers together
+        criteria=large_final,       # What is kept: a `Criteria`, its name, or a function of a weight tensor
+        nm:bool=False,              # Not supported; here for the order of arguments
+        layer_type=nn.Conv2d,       # Type of the layers to make sparse, or a tuple of types
+        *,
+        layers=None                 # Names of the layers to make sparse, all of that type; None: every one
+    ):
+        "Raises ValueError for an unknown word, for no layer of that type, and for a weight that is computed (spectral_norm, weight_norm)"
+        check_choices(granularity, context, layer_type, None, nm)
+        self.model,self.granularity,self.context,self.layer_type = model,granularity,context,layer_type
+        self.criteria  = as_criteria(criteria)
+        self.generator = torch.Generator().manual_seed(42) # its own, so that the global random state stays as it was
+        self.layers    = self._select(layers)
+        self._asked    = {} # layer name, or None for all of them -> (percent, groups to prune) asked last
+        for l in self.layers: self._adopt_zeros(l)
+        self.save_refs()
+
+    # -- which layers ------------------------------------------------------------------------------------------------------------
+
+    def _select(self, names):
+        mods = dict(self.model.named_modules())
+        order = {n:i for i,n in enumerate(mods)}
+        found = {n:m for n,m in mods.items() if isinstance(m, self.layer_type)}
+        if not found: raise ValueError(f"layer_type={type_name(self.layer_type)}: there is none in this {type(self.model).__name__}; "
+                                       f"it has {weight_types(self.model)}")
+        for n in names or ():
+            if n not in mods: raise ValueError(f"There is no layer {n!r}; close: {get_close_matches(str(n), found) or list(found)}")
+            if n not in found: raise ValueError(f"Layer {n!r} is a {type(mods[n]).__name__}, and layer_type={type_name(self.layer_type)}; "
+                                                f"add its type: layer_type=(nn.Conv2d, nn.Linear), say")
+        layers,seen = [],{}
+        for n,m in found.items():
+            if names is not None and n not in names: continue
+            self._check_weight(n, m)
+            if id(m.weight) in seen:
+                if names is not None: raise ValueError(f"Layers {seen[id(m.weight)]!r} and {n!r} share their weight: name one of them")
+                continue
+            seen[id(m.weight)] = n
+            layers.append(_Layer(n, order[n], m, Granularities.get_dim(m, self.granularity)))
+        if not layers: raise ValueError("No layer is selected: `layers` is empty")
+        return layers
+
+    @staticmethod
+    def _check_weight(name, m):
+        w = m._parameters.get('weight')
+        if w is None: raise ValueError(f"The weight of layer {name!r} ({type(m).__name__}) is computed from others (spectral_norm, weight_norm "
+                                       "or another parametrization), so zeros in it would not last. Remove that first, or leave the layer out")
+        if isinstance(w, nn.parameter.UninitializedParameter): raise ValueError(f"Layer {name!r} ({type(m).__name__}) is not initialized: "
+                                                                                "run the model once on a batch first")
+
+    @property
+    def active(self): return [l for l in self.layers if not l.frozen]
+
+    def refresh_frozen(self):
+        "Look again which layers train. Frozen ones are left alone; zeros of those that thaw count as pruned"
+        changed = [l for l in self.layers if l.frozen == l.weight.requires_grad]
+        for l in changed:
+            l.frozen = not l.frozen
+            if not l.frozen: self._adopt_zeros(l)
+        if changed: self._asked.clear()
+        return changed
+
+    def _adopt_zeros(self, l):
+        "Groups that are wholly zero count as pruned"
+        alive = l.weight.detach() != 0
+        if l.dim != [0]: alive = alive.any(dim=tuple(d-1 for d in l.dim), keepdim=True)
+        self._set_mask(l, alive.contiguous())
+        if l.dead == l.n:
+            warnings.warn(f"The weights of layer {l.name!r} are all zero: taken for an initialisation, they stay trainable")
+            l.mask,l.dead = None,0
+
+    def save_refs(self):
+        "Take the weights as they are for the ones that criteria compare with"
+        for l in self.layers: l.ref = l.weight.detach().clone() if self.criteria.needs_ref else None
+
+    # -- how many, and which -----------------------------------------------------------------------------------------------------
+
+    def due(self, sparsity):
+        "{layer: percent} from a percentage, a list or a dict"
+        if isinstance(sparsity, dict):
+            named = {l.name:l for l in self.layers}
+            for n in sparsity:
+                if n not in named: raise ValueError(f"sparsity names {n!r}, which is not selected; close: {get_close_matches(str(n), named) or list(named)}")
+            due = {named[n]:s for n,s in sparsity.items()}
+        elif isinstance(sparsity, (list, tuple)):
+            if len(sparsity) != len(self.layers): raise ValueError(f"sparsity has {len(sparsity)} values for {len(self.layers)} selected layers: "
+                                                                   f"{[l.name for l in self.layers]}")
+            due = dict(zip(self.layers, sparsity))
+        else: due = {l:sparsity for l in self.layers}
+        if isinstance(sparsity, (dict, list, tuple)) and self.context == 'global':
+            raise ValueError(f"sparsity={sparsity!r} has one value a layer, and context='global' one budget for all: use context='local'")
+        for l,s in due.items(): check_percent(f'sparsity of {l.name!r}' if isinstance(sparsity, (dict, list, tuple)) else 'sparsity', s)
+        return due
+
+    def _scores(self, l):
+        scores = self.criteria(l.weight, l.ref, l.dim, self.generator)
+        if scores.sum().isnan() and scores.isnan().any():
+            raise ValueError(f"criteria={self.criteria.__name__} gives NaN for layer {l.name!r}: are its weights finite?")
+        return scores
+
+    def _set_mask(self, l, keep):
+        l.dead = n_zeros(keep)
+        l.mask = keep if l.dead else None
+
+    def _move(self, layers, k):
+        "Prune `k` groups of `layers` in all"
+        scores = [self._scores(l) for l in layers]
+        for l,keep in zip(layers, keep_masks(scores, [l.mask for l in layers], k)): self._set_mask(l, keep)
+        return scores
+
+    def _sparsify(self, key, layers, s, round_to):
+        "Bring `layers`, as one budget, to `s` percent; whether their masks moved"
+        n,dead = sum(l.n for l in layers), sum(l.dead for l in layers)
+        k = n_pruned(s, n)
+        if round_to and key is not None: k = round_kept(k, n, round_to)
+        last,self._asked[key] = self._asked.get(key), (s, k)
+        if last and last[1] == k: return False
+        falls = last is not None and s < last[0]
+        # what was zero before stays so until the schedule itself falls
+        if not falls: k = max(k, dead)
+        if k == dead and not round_to: return False
+        before = {l:l.dead for l in layers}
+        scores = self._move(layers, k)
+        if round_to and key is None:
+            for l,sc in zip(layers, scores):
+                k = round_kept(l.dead, l.n, round_to)
+                self._set_mask(l, keep_masks([sc], [l.mask], k if falls else max(k, before[l]))[0])
+        self._after_move(layers)
+        return True
+
+    def _after_move(self, layers):
+        self.apply_masks(layers)
+        if self.criteria.needs_update:
+            for l in layers: l.ref = l.weight.detach().clone()
+
+    def sparsify_model(self,
+        sparsity,          # Percent, 0 to 100: one number, a list (one a selected layer, in model order) or a dict of layer names
+        round_to:int=None  # Make the number of groups kept in a layer a multiple of this, or all
+    ) -> bool:             # Whether any mask moved
+        "Prune to `floor(sparsity/100*groups)`, in each layer or in all; a lower sparsity than the last brings weights back, at 0"
+        check_round_to(round_to)
+        due = {l:s for l,s in self.due(sparsity).items() if not l.frozen}
+        if not due: return False
+        if self.context == 'global': return self._sparsify(None, list(due), next(iter(due.values())), round_to)
+        return any([self._sparsify(l.name, [l], s, round_to) for l,s in due.items()])
+
+    def sparsify_layer(self,
+        m,                 # A selected layer, or its name
+        sparsity:float,    # Percent, 0 to 100
+        round_to:int=None  # Make the number of groups kept a multiple of this, or all
+    ) -> bool:             # Whether its mask moved
+        "Prune one layer, by itself in any context"
+        check_round_to(round_to)
+        check_percent('sparsity', sparsity)
+        l = next((l for l in self.layers if l.module is m or l.name == m), None)
+        if l is None: raise ValueError(f"{m if isinstance(m, str) else type(m).__name__} is not a selected layer; "
+                                       f"these are: {[l.name for l in self.layers]}")
+        return self._sparsify(l.name, [l], sparsity, round_to)
+
+    # -- keeping it so -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def masks(self) -> dict[str,Tensor]:
+        "What is kept, by layer name: bool, on the weight's device, its shape with a group's dimensions 1; layers with nothing pruned are left out"
+        return {l.name:l.mask for l in self.layers if l.mask is not None}
+
+    @torch.no_grad()
+    def apply_masks(self, layers=None):
+        "Zero the pruned weights"
+        for l in self.layers if layers is None else layers:
+            if l.mask is not None: l.weight.mul_(l.mask)
+
+    @torch.no_grad()
+    def mask_grads(self):
+        "Zero the gradients of pruned weights"
+        for l in self.active:
+            if l.mask is not None and l.weight.grad is not None: l.weight.grad.mul_(l.mask)
+
+    @torch.no_grad()
+    def mask_state(self,
+        state # Parameter -> dict of what an optimizer holds about it
+    ):
+        "Zero what an optimizer has averaged for pruned weights"
+        for l in self.active:
+            if l.mask is None: continue
+            for v in state.get(l.weight, {}).values():
+                if isinstance(v, Tensor) and v.shape == l.weight.shape: v.mul_(l.mask)
+
+    # -- how much ----------------------------------------------------------------------------------------------------------------
+
+    @property
+    def sparsity(self):
+        "What the masks prune of the layers that train, in percent of their weights"
+        return 100*sum(l.dead*l.size for l in self.active)/max(sum(l.weight.numel() for l in self.active), 1)
+
+    def report(self):
+        "The selected layers' zeros, counted: a `Report`"
+        return sparsity_report(self.model, self.layer_type, [l.name for l in self.layers], [l.name for l in self.layers if l.frozen])
+
+    def print_sparsity(self):
+        "Print the report"
+        print(f'\nSparsity Report:\n{self.report()}')
+
+    def save_model(self,
+        path # File to write
+    ):
+        "Save the model's `state_dict`, pruned weights 0: it loads into a plain model, with `weights_only=True`"
+        torch.save(self.model.state_dict(), path)
