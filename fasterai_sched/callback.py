@@ -8,9 +8,9 @@ import warnings
 import torch
 from torch import nn
 from fastai.callback.core import Callback
+from fastai.imports import noop # the one `no_logging` sets, and not fastcore's
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import get_model, rank_distrib
-from fastcore.basics import noop
 from fastcore.imports import in_notebook
 
 from .criteria import as_criteria, large_final
@@ -147,7 +147,8 @@ class SparsifyCallback(Callback):
             self._column = False
 
     def before_epoch(self):
-        if not self._predicting: self._on = False # until it trains: skipped epochs don't
+        if self._predicting: return
+        self.order,self._on = type(self).order,False # on when it trains: skipped epochs don't
 
     def before_train(self):
         "The fit's first: choose the layers, check, announce"

@@ -1,0 +1,18 @@
+"""What every test starts from: no window, the machine's two cores, a known random state."""
+import matplotlib
+
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+settings.register_profile('here', deadline=None, max_examples=60, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+settings.load_profile('here')
+torch.set_num_threads(2)
+
+@pytest.fixture(autouse=True)
+def known_state():
+    torch.manual_seed(0)
+    yield
+    plt.close('all')

@@ -1,0 +1,563 @@
+"""SparsifyCallback: each option, each promise of a fit, on nets that train in a blink."""
+import random
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from fastai.vision.all import (Adam, CancelBatchException, CancelEpochException, CancelFitException, CancelTrainException,
+    CSVLogger, GradientAccumulation, GradientClip, Interpretation, OptimWrapper, Recorder, SaveModelCallback, SchedCos, SchedPoly, SGD, ShortEpochCallback,
+    combine_scheds, load_learner, sched_cos, sched_exp, sched_lin, sched_no)
+from helpers import Spy, convs, image_learner, tiny_dls, tiny_learner, tiny_model, zeros
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import fasterai_sched as fs
+from fasterai_sched import SparsifyCallback, agp, criterias, iterative, one_shot, schedules, sparsity_report
+from fasterai_sched.masks import n_pruned
+from fasterai_sched.sparsifier import contexts
+
+N = 108, 324 # weights of the two convolutions
+
+def fit(cb, n=2, learn=None, **kwargs):
+    learn = learn or tiny_learner()
+    learn.fit(n, cbs=cb, **kwargs)
+    return learn
+
+def lines(capsys): return capsys.readouterr().out.splitlines()
+def epoch_lines(capsys): return [l.split(': ')[1] for l in lines(capsys) if l.startswith('Sparsity at')]
+def column(learn): return [v[learn.recorder.metric_names.index('sparsity') - 1] for v in learn.recorder.values]
+
+# -- asked = applied = reported ----------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('context', contexts)
+@pytest.mark.parametrize('criterion', criterias)
+@pytest.mark.parametrize('schedule', schedules)
+def test_asked_is_applied_is_reported(schedule, criterion, context, capsys):
+    cb = SparsifyCallback(37, context=context, criteria=criterion, schedule=schedule)
+    learn = fit(cb)
+    asked = 0 if schedule == 'dsd' else 37
+    floors = [asked*n//100 for n in N] if context == 'local' else asked*sum(N)//100
+    if schedule != 'dsd': # what came back to life may be at 0 by itself for want of a gradient
+        assert (zeros(learn.model) if context == 'local' else sum(zeros(learn.model))) == floors
+    total = sum(zeros(learn.model))
+    out = lines(capsys)
+    assert f'Sparsity at the end of epoch 1: [{round(100*total/432, 2)}]%' in out
+    assert column(learn)[-1] == cb.history.measured.iloc[-1] == sparsity_report(learn.model).sparsity == 100*total/432
+    assert out[-1].split() == ['Overall', 'all', '432', str(total), f'{100*total/432:.2f}%']
+    assert any(l.startswith(f'Final Sparsity: [{"37" if schedule == "one_shot" else float(asked)}]%') for l in out)
+
+@pytest.mark.parametrize('layer,granularity', [(t,g) for t,table in fs.Granularities._granularities.items() for g in table])
+def test_every_granularity_of_every_layer_type_trains_at_its_floor(layer, granularity):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = dict([(nn.Conv2d, nn.Conv2d(2, 6, 3)), (nn.ConvTranspose2d, nn.ConvTranspose2d(2, 6, 3)), (nn.Conv1d, nn.Conv1d(2, 6, 3)),
+                               (nn.Linear, nn.Linear(72, 6))])[layer]
+            self.head = nn.LazyLinear(3)
+        def forward(self, x):
+            if layer is nn.Linear: x = x.flatten(1)
+            if layer is nn.Conv1d: x = x.flatten(2)
+            return self.head(self.layer(x).relu().flatten(1))
+    net = Net()
+    net(torch.randn(1, 2, 6, 6))
+    cb = SparsifyCallback(60, granularity, layer_type=layer, schedule='lin')
+    # the head is a Linear too: choose the layer by name
+    cb.sparsity = {'layer':60}
+    learn = fit(cb, learn=tiny_learner(net))
+    l = cb.sparsifier.layers[0]
+    assert int((learn.model.layer.weight == 0).sum()) == n_pruned(60, l.n)*l.size == round(column(learn)[-1]/100*l.weight.numel())
+
+@given(target=st.one_of(st.integers(0, 100), st.floats(1, 100)), n_epoch=st.integers(1, 3), n_batch=st.integers(1, 4),
+       schedule=st.sampled_from(['one_shot', 'iterative', 'agp', 'one_cycle', 'cos', 'lin']), context=st.sampled_from(contexts))
+def test_any_target_is_exact_on_the_last_batch(target, n_epoch, n_batch, schedule, context):
+    cb = SparsifyCallback(target, context=context, schedule=schedule, verbose=False)
+    learn = fit(cb, n_epoch, tiny_learner(dls=tiny_dls(n=2*n_batch, n_valid=2, bs=2, size=3)))
+    if context == 'local': assert zeros(learn.model) == [n_pruned(target, n) for n in N]
+    else: assert sum(zeros(learn.model)) == n_pruned(target, sum(N))
+
+def test_a_rows_metrics_belong_to_its_sparsity():
+    spy = Spy('after_pred', lambda l: None if l.training else sum(zeros(l.model))/4.32)
+    learn = tiny_learner()
+    learn.fit(6, cbs=[SparsifyCallback(90), spy])
+    in_validation = [s for s in spy.seen if s is not None]
+    assert in_validation == pytest.approx(column(learn))
+    assert column(learn)[0] == 0 and column(learn)[-1] == 100*(97 + 291)/432
+
+@pytest.mark.parametrize('opt', [Adam, partial(SGD, mom=.9), partial(OptimWrapper, opt=torch.optim.AdamW), partial(OptimWrapper, opt=torch.optim.SGD)])
+def test_pruned_is_zero_at_every_forward_and_so_are_its_averages(opt):
+    cb = SparsifyCallback(80)
+    def check(learn):
+        masks = cb.sparsifier.masks
+        state = getattr(learn.opt, 'opt', learn.opt).state
+        for n,m in learn.model.named_modules():
+            if n not in masks: continue
+            dead = ~masks[n].expand_as(m.weight)
+            assert not m.weight[dead].any()
+            for v in state.get(m.weight, {}).values():
+                if isinstance(v, torch.Tensor) and v.shape == m.weight.shape: assert not v[dead].any()
+        return sum(map(len, masks.values()))
+    spy = Spy('after_pred', check)
+    learn = tiny_learner(opt_func=opt, wd=.1)
+    learn.fit(3, cbs=[cb, spy])
+    assert max(spy.seen) > 0 and zeros(learn.model) == [86, 259]
+
+def test_the_model_is_touched_in_values_only():
+    learn = tiny_learner()
+    keys,params,hooks = list(learn.model.state_dict()),[id(p) for p in learn.model.parameters()],lambda: [len(m._forward_hooks) for m in learn.model.modules()]
+    before = hooks()
+    spy = Spy('after_batch', lambda l: (list(l.model.state_dict()) == keys, hooks() == before))
+    learn.fit(2, cbs=[SparsifyCallback(50), spy])
+    assert set(spy.seen) == {(True, True)}
+    assert list(learn.model.state_dict()) == keys and [id(p) for p in learn.model.parameters()] == params
+    tiny_model(seed=1).load_state_dict(learn.model.state_dict(), strict=True)
+
+def test_the_random_state_is_the_users():
+    def run(cbs):
+        random.seed(3); torch.manual_seed(3); np.random.seed(3)
+        learn = tiny_learner()
+        order = Spy('before_batch', lambda l: l.xb[0].sum().item() if l.training else None)
+        learn.fit(2, cbs=[order, *cbs])
+        return order.seen, torch.rand(1).item(), np.random.rand()
+    assert run([]) == run([SparsifyCallback(50, criteria='random')])
+
+# -- both vocabularies -------------------------------------------------------------------------------------------------------------
+
+def test_the_older_words_mean_the_same():
+    old = SparsifyCallback(end_sparsity=50, start_sparsity=10, sched_func=sched_lin, start_epoch=1, end_epoch=3)
+    learn = fit(old, 4)
+    assert [round(c, 1) for c in column(learn)] == [9.7, 29.9, 50, 50] # floors: 10+32, 32+97, 54+162 of 432
+    new = SparsifyCallback(50, start_sparsity=10, schedule=sched_lin, start_epoch=1, end_epoch=3)
+    assert column(fit(new, 4)) == column(learn)
+
+def test_start_epoch_leaves_the_epochs_before_dense_and_prunes_on_its_first_batch():
+    cb = SparsifyCallback(50, schedule=one_shot, start_epoch=3)
+    learn = fit(cb, 5)
+    assert column(learn) == [0, 0, 0, 50, 50]
+    moves = cb.history.query('kind == "masks"')
+    assert moves.step.tolist() == [13] and moves.epoch.tolist() == [3]
+
+def test_end_epoch_reaches_the_target_on_the_last_batch_before_it():
+    cb = SparsifyCallback(50, schedule=sched_lin, end_epoch=2)
+    fit(cb, 4)
+    moves = cb.history.query('kind == "masks"')
+    assert moves.step.iloc[-1] == 8 and moves.measured.iloc[-1] == 50 and moves.measured.iloc[-2] < 50
+
+def test_start_sparsity_is_in_force_before_the_window():
+    assert column(fit(SparsifyCallback(50, start_sparsity=25, schedule=one_shot, start_epoch=2), 4)) == [25, 25, 50, 50]
+
+@pytest.mark.parametrize('schedule,last', [(sched_lin, 80), (sched_cos, 80), (SchedCos(0, 80), 80), (SchedPoly(0, 80, 2), 80),
+    (combine_scheds([.5, .5], [SchedCos(0, 40), SchedCos(40, 80)]), 80), (partial(iterative, n_steps=5), 80), (lambda s,e,p: e*p**2, 80), (lambda p: 80*p, 80),
+    (partial(sched_lin), 80), ('agp', 80)])
+def test_any_schedule_is_taken_bare(schedule, last):
+    cb = SparsifyCallback(80, schedule=schedule)
+    learn = fit(cb)
+    assert zeros(learn.model) == [86, 259] and round(cb.history.target.iloc[-1], 9) == last
+
+def test_schedules_that_need_a_start_take_one():
+    assert column(fit(SparsifyCallback(50, schedule=sched_no, start_sparsity=25))) == [25, 25]
+    assert column(fit(SparsifyCallback(50, schedule=sched_exp, start_sparsity=1)))[-1] == 50
+
+def test_a_one_argument_schedule_brings_its_target(capsys):
+    fit(SparsifyCallback(schedule=SchedCos(0, 50)))
+    assert lines(capsys)[0] == 'Pruning of weight until a sparsity of [50.0]%'
+
+@pytest.mark.parametrize('sparsity,shown', [([25, 50], '[25, 50]'), ((25, 50), '[25, 50]'), ({'0':25, '3':50}, '[25, 50]'), ({'3':50}, '[50]')])
+def test_a_target_a_layer(sparsity, shown, capsys):
+    learn = fit(SparsifyCallback(sparsity, schedule=one_shot))
+    out = lines(capsys)
+    assert zeros(learn.model) == [27 if len(sparsity) == 2 else 0, 162]
+    assert out[0] == f'Pruning of weight until a sparsity of {shown}%' and f'Final Sparsity: {shown}%' in out
+    each = '[25.0, 50.0]' if len(sparsity) == 2 else '[50.0]'
+    assert f'Sparsity at the end of epoch 1: {each}%' in out
+    assert sum(l.startswith('Layer ') and 'Conv2d' in l for l in out) == len(sparsity)
+
+# -- what is refused, before anything is trained -----------------------------------------------------------------------------------
+
+BAD = [ # arguments, what the message says
+    (dict(sparsity=.9), r'sparsity=0\.9 .*percentage.*did you mean sparsity=90'), (dict(sparsity=True), r'sparsity=True .*percentage, 0 to 100'),
+    (dict(sparsity=float('nan')), r'sparsity=nan .*0 to 100'), (dict(sparsity=-1), r'sparsity=-1 .*0 to 100'), (dict(sparsity=101), r'sparsity=101 .*0 to 100'),
+    (dict(sparsity='90'), r"sparsity='90' .*percentage"), (dict(), r'sparsity=None: give the target'), (dict(sparsity=[]), r'sparsity=\[\] is empty'),
+    (dict(sparsity=[50, .5]), r'sparsity=0\.5'), (dict(sparsity={'0':.5}), r'sparsity=0\.5'), (dict(sparsity=90, start_sparsity=.5), r'start_sparsity=0\.5'),
+    (dict(sparsity=90, end_sparsity=80), r'sparsity=90 and end_sparsity=80 are two words'),
+    (dict(sparsity=90, schedule=agp, sched_func=sched_cos), r'schedule=.* and sched_func=.* are two words'),
+    (dict(sparsity=90, schedule='agpp'), r"schedule='agpp' .*one_shot.*agp"), (dict(sparsity=90, schedule=3), r'schedule=3 .*one_shot'),
+    (dict(sparsity=90, schedule=sched_exp), r'sched_exp fails at 0.*start_sparsity=1'), (dict(sparsity=90, schedule=sched_no), r'sched_no never leaves 0.*start_sparsity'),
+    (dict(sparsity=90, schedule=lambda s,e,p: 2*e*p), r'gives .*% at .*0 to 100'), (dict(sparsity=90, schedule=SchedCos(0, 80)), r'sparsity=90 but .* ends at 80'),
+    (dict(sparsity=[50, 50], schedule=SchedCos(0, 50)), r'has its own target'), (dict(sparsity=90, start_sparsity=5, schedule=SchedCos(5, 90)), r'start_sparsity=5'),
+    (dict(sparsity=90, schedule=partial(agp, n_steps=5)), r'n_steps'), (dict(sparsity=90, schedule=partial(iterative, n_steps=0)), r'n_steps must be .*got 0'),
+    (dict(sparsity=90, granularity='wieght'), r"granularity='wieght' .*weight.*filter"), (dict(sparsity=90, context='globl'), r"context='globl' .*local.*global"),
+    (dict(sparsity=90, criteria='large'), r"criteria='large' .*large_final"), (dict(sparsity=90, layer_type=nn.LSTM), r'LSTM has no granularities.*Conv2d'),
+    (dict(sparsity=90, layer_type='Conv2d'), r"layer_type='Conv2d' must be a class"), (dict(sparsity=90, layer_type=nn.Linear, granularity='filter'), r"'filter' .*Linear.*row"),
+    (dict(sparsity=[50, 60], context='global'), r"\[50, 60\].*context='local'"), (dict(sparsity={'0':60}, context='global'), r"context='local'"),
+    (dict(sparsity=90, round_to=0), r'round_to=0 .*at least 1'), (dict(sparsity=90, round_to=2.5), r'round_to=2\.5'), (dict(sparsity=90, nm=True), r'nm=True'),
+    (dict(sparsity=90, start_epoch=-1), r'start_epoch=-1'), (dict(sparsity=90, start_epoch=1.5), r'start_epoch=1\.5'), (dict(sparsity=90, end_epoch=0), r'end_epoch=0'),
+    (dict(sparsity=90, start_epoch=3, end_epoch=3), r'end_epoch=3 must come after start_epoch=3'), (dict(sparsity=90, rewind_epoch=-1), r'rewind_epoch=-1'),
+    (dict(sparsity=90, rewind_epoch=None, lth=True), r'lth=True needs .*rewind_epoch=None'), (dict(sparsity=90, rewind_epoch=None, reset_end=True), r'reset_end=True'),
+    (dict(sparsity=90, rewind_epoch=None, save_tickets=True), r'save_tickets=True'), (dict(sparsity=90, model='body'), r"model='body'"),
+]
+
+@pytest.mark.parametrize('kwargs,match', BAD, ids=[m for _,m in BAD])
+def test_bad_arguments_are_refused_in_the_constructor(kwargs, match):
+    with pytest.raises(ValueError, match=match): SparsifyCallback(**kwargs)
+
+class NoConv(nn.Sequential):
+    def __init__(self): super().__init__(nn.Flatten(), nn.Linear(72, 3))
+
+def with_norm(norm):
+    m = tiny_model()
+    norm(m[3])
+    return m
+
+BAD_FITS = [
+    (dict(sparsity=90), NoConv, r"layer_type=Conv2d: there is none in this NoConv; it has .*'Linear': 1"),
+    (dict(sparsity={'33':90}), tiny_model, r"no layer '33'; close: .*'3'"), (dict(sparsity={'7':90}), tiny_model, r"Layer '7' is a Linear, and layer_type=Conv2d"),
+    (dict(sparsity=[90]), tiny_model, r"1 values for 2 selected layers: \['0', '3'\]"), (dict(sparsity=[90]*3), tiny_model, r'3 values for 2 selected'),
+    (dict(sparsity=90), lambda: with_norm(nn.utils.spectral_norm), r"layer '3' \(.*computed"), (dict(sparsity=90), lambda: with_norm(nn.utils.parametrizations.weight_norm), r"layer '3'"),
+    (dict(sparsity=90), lambda: with_norm(nn.utils.parametrizations.spectral_norm), r"layer '3'"),
+    (dict(sparsity=90, start_epoch=2), tiny_model, r'start_epoch=2 is beyond this fit of 2 epochs'), (dict(sparsity=90, end_epoch=3), tiny_model, r'end_epoch=3 is beyond'),
+    (dict(sparsity=90, schedule=one_shot, end_epoch=1), tiny_model, r'end_epoch=1 comes before the schedule starts.*start_epoch'),
+    (dict(sparsity=90, rewind_epoch=2), tiny_model, r'rewind_epoch=2 is beyond'), (dict(sparsity=90, rewind_epoch=1, lth=True), tiny_model, r'rewind_epoch=1 comes after pruning'),
+    (dict(sparsity=90, model=tiny_model()), tiny_model, r'model= has no parameter in common'),
+]
+
+@pytest.mark.parametrize('kwargs,make,match', BAD_FITS, ids=[m for *_,m in BAD_FITS])
+def test_what_only_a_fit_can_refuse_it_refuses_before_the_first_batch(kwargs, make, match):
+    learn = tiny_learner(make())
+    before = {k:v.clone() for k,v in learn.model.state_dict().items()}
+    with pytest.raises(ValueError, match=match): learn.fit(2, cbs=SparsifyCallback(**kwargs))
+    assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items())
+    learn.fit(1) # and the learner is as good as before
+    assert 'sparsity' not in learn.recorder.metric_names
+
+def test_the_same_instance_twice_is_refused():
+    cb = SparsifyCallback(50)
+    with pytest.raises(ValueError, match='in the learner twice'): tiny_learner(cbs=cb).fit(1, cbs=cb)
+
+# -- zeros that were there before --------------------------------------------------------------------------------------------------
+
+def test_a_second_fit_keeps_the_zeros_of_the_first():
+    learn = fit(SparsifyCallback(80, schedule=one_shot))
+    first = [m.weight == 0 for m in convs(learn.model)]
+    cb = SparsifyCallback(90)
+    spy = Spy('after_pred', lambda l: [bool(((m.weight == 0) | ~z).all()) for m,z in zip(convs(l.model), first)])
+    learn.fit(3, cbs=[cb, spy])
+    assert all(map(all, spy.seen)) and zeros(learn.model) == [97, 291]
+    assert column(learn)[0] == 100*(86 + 259)/432
+
+def test_the_same_callback_serves_again():
+    cb,learn = SparsifyCallback(80),tiny_learner()
+    learn.add_cb(cb)
+    learn.fit(2); learn.fit(2)
+    assert zeros(learn.model) == [86, 259] and cb.history.epoch.max() == 1
+
+def test_a_model_above_the_target_stays_there_and_it_is_said(capsys):
+    learn = fit(SparsifyCallback(80, schedule=one_shot))
+    capsys.readouterr()
+    fit(SparsifyCallback(50, schedule=one_shot), learn=learn)
+    assert zeros(learn.model) == [86, 259] and column(learn) == [100*345/432]*2
+    assert 'Final Sparsity: [50]% (measured [79.86]%)' in lines(capsys)
+
+def test_once_the_schedule_falls_its_value_holds():
+    learn = fit(SparsifyCallback(80, schedule=one_shot))
+    cb = SparsifyCallback(40, start_sparsity=60, schedule=sched_lin)
+    fit(cb, learn=learn)
+    assert sum(l.dead for l in cb.sparsifier.layers) == 43 + 129
+
+def test_dsd_comes_back_as_far_as_it_says():
+    cb = SparsifyCallback(80, schedule='dsd')
+    spy = Spy('after_batch', lambda l: (l.epoch*4 + l.iter + 1, cb.sparsifier.sparsity) if l.training else None)
+    learn = tiny_learner()
+    learn.fit(2, cbs=[cb, spy])
+    exact = {i: 100*sum(n_pruned(80*(1 - np.cos(2*np.pi*i/8))/2, n) for n in N)/432 for i in range(1, 9)}
+    assert {k:v for k,v in filter(None, spy.seen)} == pytest.approx(exact)
+    assert exact[4] > 79 and cb.sparsifier.masks == {}
+
+def test_a_zero_tensor_is_an_initialisation():
+    model = tiny_model()
+    nn.init.zeros_(model[3].weight)
+    cb = SparsifyCallback(50, schedule='lin')
+    with pytest.warns(UserWarning, match="layer '3' are all zero"): fit(cb, learn=tiny_learner(model))
+    assert [l.dead for l in cb.sparsifier.layers] == [54, 162] and int((model[3].weight != 0).sum()) > 0
+
+# -- frozen layers -----------------------------------------------------------------------------------------------------------------
+
+def frozen_first(model): model[0].weight.requires_grad_(False); return model
+
+def test_frozen_layers_are_left_alone_and_listed(capsys):
+    learn = tiny_learner(frozen_first(tiny_model()), splitter=lambda m: [p for p in m.parameters() if p.requires_grad])
+    fit(SparsifyCallback(50), learn=learn)
+    assert zeros(learn.model) == [0, 162] and column(learn)[-1] == 50
+    out = lines(capsys)
+    assert any(l.startswith('Layer 1') and l.endswith('frozen') for l in out) and out[-1].split()[2:4] == ['324', '162']
+
+def test_a_layer_that_thaws_joins_in():
+    learn = tiny_learner(frozen_first(tiny_model()))
+    thaw = Spy('before_epoch', lambda l: l.model[0].weight.requires_grad_(l.epoch > 0))
+    learn.fit(2, cbs=[SparsifyCallback(50, schedule=one_shot, start_epoch=0), thaw])
+    assert zeros(learn.model) == [54, 162]
+
+def split(m): return [list(m[:7].parameters()), list(m[7].parameters())]
+
+def test_fine_tune_prunes_in_its_second_phase_and_says_so_once(capsys):
+    learn = tiny_learner(splitter=split, train_bn=False)
+    with pytest.warns(UserWarning, match='none of the 2 selected layers trains') as record:
+        learn.fine_tune(3, freeze_epochs=2, cbs=SparsifyCallback(50, schedule=one_shot, start_epoch=2))
+    assert len([w for w in record if 'SparsifyCallback' in str(w.message)]) == 1
+    assert epoch_lines(capsys) == ['[0.0]%', '[0.0]%', '[50.0]%'] and column(learn) == [0, 0, 50]
+
+def test_a_fit_with_nothing_to_prune_is_plain(capsys):
+    learn = tiny_learner(splitter=split, train_bn=False)
+    learn.freeze()
+    with pytest.warns(UserWarning, match='does nothing'): fit(SparsifyCallback(50), learn=learn)
+    assert lines(capsys) == [] and 'sparsity' not in learn.recorder.metric_names
+
+# -- only training prunes ----------------------------------------------------------------------------------------------------------
+
+ELSEWHERE = dict(validate=lambda l: l.validate(), get_preds=lambda l: l.get_preds(), predict=lambda l: l.predict(np.zeros((8, 8, 3), np.uint8)),
+    tta=lambda l: l.tta(n=2), show_results=lambda l: l.show_results(), summary=lambda l: l.summary(), interpret=lambda l: Interpretation.from_learner(l),
+    lr_find=lambda l: l.lr_find(num_it=5, show_plot=False, suggest_funcs=None))
+
+@pytest.mark.parametrize('after', ['no fit', 'a fit', 'an interrupted fit'])
+@pytest.mark.parametrize('what', ELSEWHERE)
+def test_only_training_prunes(what, after, capsys, tmp_path):
+    cb = SparsifyCallback(50, schedule=one_shot)
+    learn = image_learner(cbs=cb, path=tmp_path)
+    learn.fit(1) if after == 'a fit' else interrupt(learn, 'after_backward', at=1) if after == 'an interrupted fit' else learn.create_opt()
+    capsys.readouterr()
+    state,rows = {k:v.clone() for k,v in learn.model.state_dict().items()},len(cb.history)
+    ELSEWHERE[what](learn)
+    assert capsys.readouterr().out == '' and len(cb.history) == rows
+    assert all(torch.equal(v, state[k]) for k,v in learn.model.state_dict().items())
+    assert len(learn.validate()) == 2 and 'sparsity' not in learn.recorder.metric_names
+    learn.fit(1)
+    assert zeros(learn.model) == [54] and column(learn) == [50]
+
+def interrupt(learn, event, exc=KeyboardInterrupt, at=2):
+    def stop(l):
+        if l.training and l.iter == at: raise exc('stop')
+    try: learn.fit(2, cbs=Spy(event, stop))
+    except (KeyboardInterrupt, RuntimeError, CancelBatchException): pass # fastai does not catch the last in after_batch
+
+@pytest.mark.parametrize('exc', [KeyboardInterrupt, RuntimeError, CancelFitException, CancelEpochException, CancelTrainException, CancelBatchException])
+@pytest.mark.parametrize('event', ['before_batch', 'after_backward', 'after_step', 'after_batch'])
+def test_after_an_interruption_the_next_fit_just_works(event, exc, tmp_path):
+    cb = SparsifyCallback(50, schedule='lin')
+    learn = tiny_learner(cbs=cb, path=tmp_path)
+    keys = list(learn.model.state_dict())
+    interrupt(learn, event, exc)
+    assert list(learn.model.state_dict()) == keys
+    learn.fit(2)
+    assert zeros(learn.model) == [54, 162] and column(learn)[-1] == 50
+    learn.remove_cb(cb)
+    learn.fit(1)
+    assert 'sparsity' not in learn.recorder.metric_names and len(learn.recorder.values[0]) == 3
+
+# -- with other callbacks ----------------------------------------------------------------------------------------------------------
+
+def test_accumulated_gradients_move_the_masks_once_a_step():
+    cb = SparsifyCallback(50, schedule='lin')
+    spy = Spy('after_backward', lambda l: cb.sparsifier.sparsity)
+    learn = tiny_learner()
+    learn.fit(2, cbs=[cb, spy, GradientAccumulation(20)])
+    assert spy.seen[0] == spy.seen[1] < spy.seen[2] == spy.seen[3] and zeros(learn.model) == [54, 162]
+
+def test_what_is_left_of_accumulated_gradients_leaves_no_weight_unmasked():
+    learn = tiny_learner()
+    learn.fit(2, cbs=[SparsifyCallback(50, schedule='lin'), GradientAccumulation(30)])
+    assert zeros(learn.model) == [54, 162]
+
+def test_clipping_counts_only_what_lives():
+    cb = SparsifyCallback(90, schedule=one_shot, start_epoch=0)
+    def dead_norm(l): return sum(float(m.weight.grad[~cb.sparsifier.masks[n]].abs().sum()) for n,m in l.model.named_modules() if n in cb.sparsifier.masks)
+    spy = Spy('before_step', dead_norm, order=0) # before GradientClip
+    learn = tiny_learner()
+    learn.fit(1, cbs=[cb, spy, GradientClip(.1)])
+    assert spy.seen == [0.]*4
+
+def test_an_epoch_cut_short_catches_up_before_validation():
+    learn = tiny_learner()
+    learn.fit(2, cbs=[SparsifyCallback(50, schedule='lin'), ShortEpochCallback(pct=.5, short_valid=False)])
+    assert [v[-1] for v in learn.recorder.values] == pytest.approx([100*(27 + 81)/432, 50]) # such a row has no train_loss
+
+def test_the_best_model_is_reported_as_it_is(tmp_path, capsys):
+    learn = tiny_learner(path=tmp_path)
+    best = Spy('after_epoch', lambda l: l.recorder.values[-1].__setitem__(1, float(l.epoch)), order=56) # the first epoch is the best
+    learn.fit(3, cbs=[SparsifyCallback(60, schedule='lin'), best, SaveModelCallback()])
+    assert zeros(learn.model) == [21, 64]
+    out = lines(capsys)
+    assert 'Final Sparsity: [60.0]% (measured [19.68]%)' in out and out[-1].split()[3] == '85'
+
+def test_save_model_can_watch_the_column(tmp_path):
+    learn = tiny_learner(path=tmp_path)
+    learn.fit(3, cbs=[SparsifyCallback(60, schedule='lin'), SaveModelCallback(monitor='sparsity', comp=np.greater)])
+    assert zeros(learn.model) == [64, 194]
+
+def test_the_csv_has_the_column(tmp_path):
+    learn = tiny_learner(path=tmp_path)
+    learn.fit(2, cbs=[SparsifyCallback(50, schedule='lin'), CSVLogger()])
+    df = pd.read_csv(tmp_path/'history.csv')
+    assert list(df) == ['epoch', 'train_loss', 'valid_loss', 'accuracy', 'sparsity', 'time'] and df.sparsity.tolist() == column(learn)
+
+@pytest.mark.parametrize('recorder', [Recorder(train_metrics=True), Recorder(add_time=False), None])
+def test_any_recorder_or_none_will_do(recorder, capsys):
+    learn = tiny_learner()
+    learn.remove_cb(learn.recorder)
+    if recorder is not None: learn.add_cb(recorder)
+    rows = []
+    learn.logger = rows.append
+    fit(SparsifyCallback(50), learn=learn)
+    assert zeros(learn.model) == [54, 162] and len(epoch_lines(capsys)) == 2
+    if recorder is not None: assert all(len(r) == len(learn.recorder.metric_names) for r in rows) and rows[-1][learn.recorder.metric_names.index('sparsity')] == 50
+
+def test_the_header_has_the_column(capsys):
+    learn = tiny_learner(bar=True)
+    fit(SparsifyCallback(50), learn=learn)
+    assert 'epoch     train_loss  valid_loss  accuracy  sparsity  time' in capsys.readouterr().out
+
+def test_resuming_meets_the_same_targets_and_prints_only_its_epochs(tmp_path, capsys):
+    whole = SparsifyCallback(90)
+    fit(whole, 4)
+    learn = tiny_learner(path=tmp_path)
+    learn.fit(4, cbs=[SparsifyCallback(90), Spy('after_epoch', lambda l: l.save('half') if l.epoch == 1 else None, order=56)])
+    again = tiny_learner(path=tmp_path)
+    again.load('half')
+    held = [m.weight == 0 for m in convs(again.model)]
+    capsys.readouterr()
+    cb = SparsifyCallback(90)
+    again.fit(4, cbs=cb, start_epoch=2)
+    assert [l for l in lines(capsys) if 'epoch' in l] == ['Sparsity at the end of epoch 2: [87.04]%', 'Sparsity at the end of epoch 3: [89.81]%']
+    pick = lambda h: h[h.epoch >= 2][['step', 'kind', 'target', 'measured']].values.tolist()
+    assert pick(cb.history) == pick(whole.history)
+    assert all(bool((m.weight[z] == 0).all()) for m,z in zip(convs(again.model), held))
+
+def test_export_carries_the_callback_and_leaves_the_masks(tmp_path):
+    power = 2
+    cb = SparsifyCallback(50, schedule=lambda s,e,p: s + (e - s)*p**power)
+    learn = image_learner(cbs=cb, path=tmp_path)
+    learn.fit(1)
+    learn.export('with.pkl')
+    back = load_learner(tmp_path/'with.pkl')
+    assert back.sparsify.sparsifier is None and zeros(back.model) == [54] and len(back.sparsify.history) == len(cb.history)
+    back.dls = image_learner().dls
+    back.fit(1)
+    assert zeros(back.model) == [54]
+    learn.remove_cb(cb)
+    learn.export('without.pkl')
+    assert (tmp_path/'with.pkl').stat().st_size - (tmp_path/'without.pkl').stat().st_size < 8_000
+
+# -- rewinding ---------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('rewind_epoch', [0, 1])
+def test_rewind_gives_the_saved_values_to_what_survives(rewind_epoch):
+    saved,learn = {},tiny_learner()
+    spy = Spy('before_train', lambda l: saved.update({k:v.clone() for k,v in l.model.state_dict().items()}) if l.epoch == rewind_epoch else None, order=0)
+    cb = SparsifyCallback(50, schedule=one_shot, start_epoch=1, rewind_epoch=rewind_epoch)
+    learn.fit(2, cbs=[cb, spy])
+    masks = {f'{n}.weight':m for n,m in cb.sparsifier.masks.items()}
+    cb.rewind()
+    for k,v in learn.model.state_dict().items(): assert torch.equal(v, saved[k]*masks[k] if k in masks else saved[k])
+    assert zeros(learn.model) == [54, 162] and not any('grad_avg' in s for s in learn.opt.state.values())
+
+def test_nothing_saved_nothing_printed_nothing_to_rewind(capsys):
+    cb = SparsifyCallback(50, rewind_epoch=None)
+    fit(cb)
+    assert not any('Saving' in l for l in lines(capsys))
+    with pytest.raises(RuntimeError, match='rewind_epoch=None'): cb.rewind()
+
+def test_reset_end_leaves_the_ticket():
+    learn = tiny_learner()
+    first = learn.model[0].weight.detach().clone()
+    cb = SparsifyCallback(50, reset_end=True)
+    fit(cb, learn=learn)
+    assert torch.equal(learn.model[0].weight, first*cb.sparsifier.masks['0']) and zeros(learn.model) == [54, 162]
+
+def test_lth_rewinds_at_each_jump_and_saves_each_ticket(tmp_path, capsys):
+    learn = tiny_learner(path=tmp_path)
+    first = learn.model[0].weight.detach().clone()
+    cb = SparsifyCallback(60, schedule=iterative, lth=True, save_tickets=True)
+    at_moves = Spy('before_batch', lambda l: bool(((l.model[0].weight == first) | (l.model[0].weight == 0)).all()) if l.training else None)
+    learn.fit(5, cbs=[cb, at_moves])
+    moves = cb.history.query('kind == "masks"')
+    steps = moves.step.tolist()
+    assert len(moves) == 3 and [at_moves.seen[s-1 + (s-1)//4] for s in steps] == [True]*3  # one validation batch an epoch
+    names = sorted(p.name for p in (tmp_path/'models').glob('*.pth'))
+    assert names == sorted(f'winning_ticket_{m:.2f}.pth' for m in moves.measured)
+    for m,name in zip(moves.measured, sorted(names)):
+        plain = tiny_model(seed=9)
+        plain.load_state_dict(torch.load(tmp_path/'models'/name, weights_only=True), strict=True)
+        assert sparsity_report(plain).sparsity == m and bool(((plain[0].weight == first) | (plain[0].weight == 0)).all())
+    assert sum('Resetting Weights to their epoch 0 values' in l for l in lines(capsys)) == 3
+
+def test_a_gradual_lottery_ticket_is_warned_of():
+    with pytest.warns(UserWarning, match='lth=True rewinds each time the masks grow: 1[0-9] times'): fit(SparsifyCallback(50, schedule='lin', lth=True), 4)
+
+def test_a_resume_beyond_the_rewind_epoch_is_refused():
+    with pytest.raises(ValueError, match='reset_end=True needs the weights of rewind_epoch=0, and this fit begins at epoch 1'):
+        fit(SparsifyCallback(50, reset_end=True), start_epoch=1)
+
+# -- the other options -------------------------------------------------------------------------------------------------------------
+
+def test_model_confines_it_to_a_part():
+    model = nn.Sequential(tiny_model()[:3], tiny_model()[3:])
+    learn = fit(SparsifyCallback(50, model=model[1]), learn=tiny_learner(model))
+    assert zeros(learn.model) == [0, 162] and learn.model is model
+
+def test_round_to_keeps_multiples():
+    learn = fit(SparsifyCallback(60, 'filter', round_to=4, schedule=one_shot))
+    assert zeros(learn.model) == [2*18, 2*54] # 3.6 of 6 filters -> 3; 3 kept -> 4
+
+def test_layer_types_together():
+    learn = fit(SparsifyCallback(50, layer_type=(nn.Conv2d, nn.Linear)))
+    assert zeros(learn.model, (nn.Conv2d, nn.Linear)) == [54, 162, 9]
+
+def test_two_callbacks_each_with_its_layers():
+    learn = tiny_learner()
+    learn.fit(2, cbs=[SparsifyCallback(50), SparsifyCallback(33, layer_type=nn.Linear)])
+    assert zeros(learn.model, (nn.Conv2d, nn.Linear)) == [54, 162, 5]
+
+def test_a_criterion_of_ones_own():
+    learn = tiny_learner()
+    fit(SparsifyCallback(50, criteria=lambda w: w, schedule=one_shot, start_epoch=1), learn=learn)
+    w = learn.model[3].weight
+    assert zeros(learn.model) == [54, 162] and (w[w != 0] > 0).float().mean() > .9
+
+@pytest.mark.parametrize('how', ['verbose=False', 'no_logging'])
+def test_silence(how, capsys):
+    learn = tiny_learner()
+    cb = SparsifyCallback(50, verbose=how != 'verbose=False')
+    if how == 'no_logging':
+        with learn.no_logging(): learn.fit(1, cbs=cb)
+    else: learn.fit(1, cbs=cb)
+    assert capsys.readouterr().out == '' and zeros(learn.model) == [54, 162]
+
+def test_nothing_asked_nothing_done(capsys):
+    learn = fit(SparsifyCallback(0))
+    assert zeros(learn.model) == [0, 0] and epoch_lines(capsys) == ['[0.0]%']*2
+
+def test_history_and_plot_are_there_after_the_fit():
+    cb = SparsifyCallback(50, schedule=one_shot)
+    fit(cb, 4)
+    assert list(cb.history) == ['step', 'epoch', 'kind', 'target', 'measured']
+    assert cb.history.values.tolist() == [[4, 0, 'epoch', 0., 0.], [8, 1, 'masks', 50., 50.], [8, 1, 'epoch', 50., 50.], [12, 2, 'epoch', 50., 50.], [16, 3, 'epoch', 50., 50.]]
+    ax = cb.plot()
+    assert ax.get_lines()[0].get_ydata().tolist() == cb.history.target.tolist() and cb.plot(ax=ax) is ax
+
+def test_two_learners_share_a_schedule_and_a_criterion():
+    s,c = partial(iterative, n_steps=4),fs.Criteria(torch.square)
+    a,b = SparsifyCallback(50, schedule=s, criteria=c),SparsifyCallback(70, schedule=s, criteria=c)
+    la,lb = tiny_learner(),tiny_learner()
+    la.fit(2, cbs=[a, Spy('after_epoch', lambda _: fit(b, 1, lb))])
+    assert zeros(la.model) == [54, 162] and zeros(lb.model) == [75, 226]
+
+def test_masks_go_with_the_callback():
+    import gc
+    import weakref
+    cb = SparsifyCallback(50)
+    learn = fit(cb)
+    held = [weakref.ref(m) for m in cb.sparsifier.masks.values()]
+    del cb
+    gc.collect()
+    assert held and all(r() is None for r in held) and zeros(learn.model) == [54, 162]

@@ -1,0 +1,155 @@
+"""Reports: what is zero in a model, to the character."""
+from dataclasses import FrozenInstanceError
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from fasterai_sched.report import Report, Row, n_zeros, sparsity_report
+
+def net():
+    "3 of 4 channels zero in the first convolution; 1,200 of 4,800 weights in the second; 1 of 300 in the head"
+    m = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.ReLU(), nn.Sequential(nn.Conv2d(4, 300, 2), nn.BatchNorm2d(300)), nn.Linear(300, 1))
+    for p in m.parameters(): nn.init.constant_(p, .5)
+    with torch.no_grad():
+        m[0].weight[:3] = 0
+        m[2][0].weight[:, 1] = 0
+        m[3].weight[0, 7] = -0.
+    return m
+
+rule = '-'*80
+head = 'Layer                Type            Params     Zeros      Sparsity  '
+
+def test_the_table_is_the_seeds():
+    assert str(sparsity_report(net())) == '\n'.join([
+        rule, head, rule,
+        'Layer 1              Conv2d          36         27            75.00%',
+        'Layer 4              Conv2d          4,800      1,200         25.00%',
+        rule,
+        'Overall              all             4,836      1,227         25.37%'])
+
+def test_frozen_rows_are_listed_and_not_added_up():
+    rep = sparsity_report(net(), frozen=['2.0'])
+    assert str(rep) == '\n'.join([
+        rule, head, rule,
+        'Layer 1              Conv2d          36         27            75.00%',
+        'Layer 4              Conv2d          4,800      1,200        frozen',
+        rule,
+        'Overall              all             36         27            75.00%'])
+    assert (rep.params, rep.zeros, rep.sparsity) == (36, 27, 75)
+    assert [r.frozen for r in rep.rows] == [False, True]
+    assert '<td style="text-align:right">frozen</td>' in rep._repr_html_()
+
+@pytest.mark.parametrize('zeros,shown', [(0, '    0.00%'), (8, '  100.00%'), (1, '   12.50%')])
+def test_no_zeros_and_only_zeros_are_shown(zeros, shown):
+    m = nn.Sequential(nn.Linear(8, 1))
+    nn.init.ones_(m[0].weight).data[0, :zeros] = 0
+    lines = str(sparsity_report(m, nn.Linear)).split('\n')
+    assert lines[3] == f'Layer 1              Linear          8          {zeros}          {shown}'
+    assert lines[5] == f'Overall              all             8          {zeros}          {shown}'
+
+def test_large_numbers_have_commas():
+    rep = Report((Row('a', 65, 'Conv2d', 11166912, 10050211),))
+    assert str(rep).split('\n')[3:] == ['Layer 65             Conv2d          11,166,912 10,050,211    90.00%', rule,
+                                        'Overall              all             11,166,912 10,050,211    90.00%']
+
+def test_str_repr_and_print_are_one(capsys):
+    rep = sparsity_report(net())
+    print(rep)
+    assert capsys.readouterr().out == f'{rep}\n' == f'{rep!r}\n'
+
+def test_rows_say_which_layer_is_meant():
+    a, b = sparsity_report(net()).rows
+    assert a == Row('0', 1, 'Conv2d', 36, 27) and b == Row('2.0', 4, 'Conv2d', 4800, 1200)
+    assert (a.sparsity, b.sparsity) == (75, 25)
+
+def test_the_number_of_a_layer_is_its_place_in_modules():
+    m = net()
+    for r in sparsity_report(m, (nn.Conv2d, nn.Linear)).rows: assert list(m.modules())[r.index] is m.get_submodule(r.name)
+
+@pytest.mark.parametrize('layer_type,names', [
+    (nn.Conv2d, ['0', '2.0']), (nn.Linear, ['3']), ((nn.Linear, nn.Conv2d), ['0', '2.0', '3']), (nn.BatchNorm2d, ['2.1']),
+    (nn.Module, ['0', '2.0', '3'])])
+def test_these_layers_are_counted(layer_type, names): assert [r.name for r in sparsity_report(net(), layer_type).rows] == names
+
+def test_names_limit_the_rows():
+    rep = sparsity_report(net(), names=['2.0'])
+    assert [r.name for r in rep.rows] == ['2.0'] and (rep.params, rep.zeros) == (4800, 1200)
+
+def test_both_kinds_of_zero_count(): assert n_zeros(torch.tensor([0., -0., 1e-45, float('nan'), -1.])) == 2
+
+def test_tied_weights_are_counted_once():
+    m = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    m[2].weight = m[0].weight
+    rep = sparsity_report(m, nn.Linear)
+    assert [r.name for r in rep.rows] == ['0', '1'] and rep.params == 32
+    l = nn.Linear(4, 4)
+    assert sparsity_report(nn.Sequential(l, l), nn.Linear).params == 16
+
+def test_computed_weights_are_counted_each():
+    m = nn.Sequential(*(parametrizations.spectral_norm(nn.Linear(4, 4)) for _ in range(3)))
+    assert [r.params for r in sparsity_report(m, nn.Linear).rows] == [16]*3
+
+def test_nothing_of_the_model_is_changed():
+    m = net()
+    before = {n:v.clone() for n,v in m.state_dict().items()}
+    sparsity_report(m, nn.Module)
+    assert list(m.state_dict()) == list(before) and all(torch.equal(v, before[n]) for n,v in m.state_dict().items())
+    assert m.training
+
+# -- HTML and DataFrame ----------------------------------------------------------------------------------------------------------
+
+def test_the_html_table_has_names_beside_numbers():
+    html = sparsity_report(net())._repr_html_()
+    cells = [c.split('>')[-1] for c in html.replace('</th>', '</td>').split('</td>')[:-1]]
+    assert cells == ['Layer', 'Name', 'Type', 'Params', 'Zeros', 'Sparsity', 'Layer 1', '0', 'Conv2d', '36', '27', '75.00%',
+                     'Layer 4', '2.0', 'Conv2d', '4,800', '1,200', '25.00%', 'Overall', '', 'all', '4,836', '1,227', '25.37%']
+
+def test_html_escapes_what_names_may_hold():
+    class Odd(nn.Linear): pass
+    Odd.__name__ = 'Odd<b>'
+    m = nn.Module()
+    m.add_module('<i>&"', Odd(2, 2))
+    m.add_module('<u>', nn.Conv2d(2, 2, 3))
+    html = sparsity_report(m, nn.Linear)._repr_html_()
+    assert '&lt;i&gt;&amp;&quot;' in html and 'Odd&lt;b&gt;' in html and '&lt;u&gt;.weight (36)' in html
+    assert not any(tag in html for tag in ('<i>', '<b>', '<u>'))
+
+def test_html_names_large_weights_that_were_not_selected():
+    m = nn.Sequential(nn.Conv2d(1, 8, 3), nn.MultiheadAttention(8, 2), nn.GRU(8, 8), nn.BatchNorm2d(8), nn.Linear(1, 1))
+    rep = sparsity_report(m)
+    assert dict(rep.unselected) == {'1.in_proj_weight':192, '1.out_proj.weight':64, '2.weight_ih_l0':192, '2.weight_hh_l0':192}
+    note = '<p>Not selected, and dense or not, not counted here: 1.in_proj_weight (192), 1.out_proj.weight (64), '
+    assert note in rep._repr_html_()
+    assert 'in_proj' not in str(rep)
+
+def test_html_has_no_note_when_everything_large_is_counted():
+    rep = sparsity_report(net(), (nn.Conv2d, nn.Linear))
+    assert rep.unselected == () and '<p>' not in rep._repr_html_()
+
+def test_the_data_frame_has_a_row_a_layer():
+    df = sparsity_report(net(), frozen=['2.0']).to_df()
+    assert list(df.columns) == ['name', 'index', 'type', 'params', 'zeros', 'sparsity', 'frozen']
+    assert df.values.tolist() == [['0', 1, 'Conv2d', 36, 27, 75., False], ['2.0', 4, 'Conv2d', 4800, 1200, 25., True]]
+
+# -- edges -----------------------------------------------------------------------------------------------------------------------
+
+def test_of_nothing_that_trains_the_sparsity_is_zero():
+    rep = sparsity_report(net(), frozen=['0', '2.0'])
+    assert (rep.params, rep.zeros, rep.sparsity) == (0, 0, 0)
+    assert str(rep).split('\n')[-1] == 'Overall              all             0          0              0.00%'
+
+@pytest.mark.parametrize('args,message', [
+    ((nn.Conv1d,), r"No Conv1d with a weight in this Sequential; it has \{'Conv2d': 2, 'Linear': 1\}"),
+    (((nn.Conv1d, nn.Conv3d),), 'No Conv1d or Conv3d with a weight'), ((nn.ReLU,), 'No ReLU with a weight'),
+    ((nn.Conv2d, ['nope']), 'No Conv2d with a weight')])
+def test_no_such_layer_is_an_error_that_says_what_there_is(args, message):
+    with pytest.raises(ValueError, match=message): sparsity_report(net(), *args)
+
+def test_a_model_without_weights_says_so():
+    with pytest.raises(ValueError, match='No Conv2d with a weight in this ReLU; it has no layer with a weight matrix'): sparsity_report(nn.ReLU())
+
+@pytest.mark.parametrize('thing,field', [(Row('a', 1, 'Linear', 4, 2), 'zeros'), (Report(()), 'rows')])
+def test_a_report_is_frozen(thing, field):
+    with pytest.raises(FrozenInstanceError): setattr(thing, field, 0)
