@@ -154,7 +154,11 @@ def _n_args(f):
     needed = sum(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in sig.parameters.values())
     return 1 if takes(1) and needed == 1 else 3 if takes(3) else 1 if takes(1) else None
 
-def is_absolute(s): return isinstance(s.sched_func, _Absolute)
+def is_absolute(
+    schedule:Schedule # The schedule
+) -> bool:            # Whether its values are percentages whatever the target is
+    "Whether `schedule` was made from a one-argument annealer"
+    return isinstance(schedule.sched_func, _Absolute)
 
 def as_schedule(
     f # A `Schedule`, a name from `available_schedules()`, `f(start, end, pos)`, a one-argument annealer `f(pos)`, or a `partial` of any

@@ -41,7 +41,8 @@ def test_the_scores_are_these(name): assert close(criterias[name](w, ref), score
 
 @pytest.mark.parametrize('name,highest', [
     ('large_final', [1, 3]), ('squared_final', [1, 3]), ('small_final', [0, 2]), ('large_init', [0, 2]), ('small_init', [1, 3]),
-    ('large_init_large_final', [2, 3]), ('small_init_small_final', [2, 3]), ('magnitude_increase', [1, 3]), ('movement', [2, 3]), ('movmag', [1, 3])])
+    ('large_init_large_final', [2, 3]), ('small_init_small_final', [2, 3]), ('magnitude_increase', [1, 3]), ('movement', [2, 3]),
+    ('movmag', [1, 3])])
 def test_these_two_are_kept(name, highest): assert sorted(criterias[name](w, ref).topk(2).indices.tolist()) == highest
 
 @pytest.mark.parametrize('name', list(criterias))
@@ -115,7 +116,8 @@ def test_random_without_its_generator_is_refused():
 # -- reducers and normalizers ----------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('f,dim,expected', [
-    (Reducer.sum, [0], [[1, 2, 3], [4, 5, 9]]), (Reducer.sum, [1], [[5, 7, 12]]), (Reducer.sum, [2], [[6], [18]]), (Reducer.sum, [1, 2], [[24]]),
+    (Reducer.sum, [0], [[1, 2, 3], [4, 5, 9]]), (Reducer.sum, [1], [[5, 7, 12]]), (Reducer.sum, [2], [[6], [18]]),
+    (Reducer.sum, [1, 2], [[24]]),
     (Reducer.mean, (0,), [[1, 2, 3], [4, 5, 9]]), (Reducer.mean, [1], [[2.5, 3.5, 6]]), (Reducer.mean, (2,), [[2], [6]]),
     (Reducer.mean, [1, 2], [[4]])])
 def test_a_groups_score_is_this(f, dim, expected): assert f(tensor([[1., 2, 3], [4, 5, 9]]), dim).tolist() == expected
@@ -169,7 +171,7 @@ def test_a_criterion_and_its_name_are_the_same():
 
 @pytest.mark.parametrize('c', ['large', None, 3, [large_final]])
 def test_what_is_no_criterion_is_refused_with_the_choices(c):
-    with pytest.raises(ValueError, match=r"criteria=.* is not a criterion; choose from \['random', 'large_final'.*or give a"): as_criteria(c)
+    with pytest.raises(ValueError, match=r"criteria=.* is not a criterion; choose from \['random', .*or give a"): as_criteria(c)
 
 @pytest.mark.parametrize('name', list(criterias))
 def test_a_criterion_prints_as_its_name(name): assert repr(criterias[name]) == f'Criteria({name})' and criterias[name].__name__ == name

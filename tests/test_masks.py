@@ -2,6 +2,7 @@
 from fractions import Fraction
 from math import floor, inf
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, strategies as st
@@ -10,13 +11,15 @@ from torch import tensor
 from fasterai_sched.masks import _kth_smallest, keep_masks, n_pruned, round_kept
 
 T, F = True, False
-values = st.sampled_from([0., -0., 1., -1., 1.5, 2., -2., inf, -inf, 1e-45, -1e-45, 1e-40, 3e38, -3e38]) | st.floats(width=32, allow_nan=False)
+picked = [0., -0., 1., -1., 1.5, 2., -2., inf, -inf, 1e-45, -1e-45, 1e-40, 3e38, -3e38]
+values = st.sampled_from(picked) | st.floats(width=32, allow_nan=False)
 layers = st.lists(st.lists(values, min_size=1, max_size=12), min_size=1, max_size=4)
 
 def brute(scores, masks, k):
     "The same by a stable sort of everything, in Python: what is kept of each layer"
-    flat = [(not (m is None or m.flatten()[i]), v, (j, i)) for j,(s,m) in enumerate(zip(scores, masks)) for i,v in enumerate(s.flatten().tolist())]
-    pruned = {at for _,_,at in sorted(flat, key=lambda t: (not t[0], 0 if t[0] else t[1]))[:k]}
+    flat = [(m is None or bool(m.flatten()[i]), v, (j, i))
+            for j,(s,m) in enumerate(zip(scores, masks)) for i,v in enumerate(s.flatten().tolist())]
+    pruned = {at for _,_,at in sorted(flat, key=lambda t: (t[0], t[0] and t[1]))[:k]}
     return [tensor([(j, i) not in pruned for i in range(s.numel())]).view(s.shape) for j,s in enumerate(scores)]
 
 def same(a, b): return len(a) == len(b) and all(x.dtype == y.dtype and torch.equal(x, y) for x,y in zip(a, b))
@@ -26,10 +29,16 @@ def nones(scores): return [None]*len(scores)
 # -- counts ----------------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('sparsity,n,k', [
-    (0, 100, 0), (100, 100, 100), (100, 1, 1), (99.99, 1, 0), (0, 1, 0), (50, 1, 0), (50, 3, 1), (50, 0, 0), (100, 0, 0), (1, 99, 0), (1, 100, 1),
-    (29, 100, 29), (57, 100, 57), (58, 100, 58), (100*.29, 100, 29), (.29*100, 100, 29), (100/3, 3, 1), (200/3, 3, 2), (100/7, 7, 1), (28.99, 100, 28),
-    (37.5, 8, 3), (37.49, 8, 2), (90, 9408, 8467), (90, 8192, 7372), (90, 11166912, 10050220), (99.99, 10000, 9999), (.01, 10000, 1), (1/3, 300, 1)])
+    (0, 100, 0), (100, 100, 100), (100, 1, 1), (99.99, 1, 0), (0, 1, 0), (50, 1, 0), (50, 3, 1), (50, 0, 0), (100, 0, 0), (1, 99, 0),
+    (1, 100, 1), (29, 100, 29), (57, 100, 57), (58, 100, 58), (100*.29, 100, 29), (100/3, 3, 1), (200/3, 3, 2), (100/7, 7, 1),
+    (28.99, 100, 28), (37.5, 8, 3), (37.49, 8, 2), (90, 9408, 8467), (90, 8192, 7372), (90, 11166912, 10050220), (99.99, 10000, 9999),
+    (.01, 10000, 1), (1/3, 300, 1)])
 def test_the_floor_of_what_is_asked_is_pruned(sparsity, n, k): assert n_pruned(sparsity, n) == k
+
+@pytest.mark.parametrize('kind', [int, float, np.float64, np.float32, np.int64, tensor])
+def test_the_kind_of_number_makes_no_difference(kind):
+    k = n_pruned(kind(90), 11166912)
+    assert k == 10050220 and isinstance(k, int)
 
 @pytest.mark.parametrize('p', range(101))
 def test_whole_percents_of_a_hundred_are_themselves(p):
@@ -53,7 +62,8 @@ def test_a_count_comes_back_from_its_percentage(k, n):
 def test_more_sparsity_never_prunes_less(a, b, n): assert n_pruned(min(a, b), n) <= n_pruned(max(a, b), n)
 
 @pytest.mark.parametrize('k,n,round_to,rounded', [
-    (0, 8, 4, 0), (1, 8, 4, 0), (3, 8, 4, 0), (4, 8, 4, 4), (5, 8, 4, 4), (7, 8, 4, 4), (8, 8, 4, 8), (6, 10, 4, 6), (7, 10, 4, 6), (5, 10, 4, 2),
+    (0, 8, 4, 0), (1, 8, 4, 0), (3, 8, 4, 0), (4, 8, 4, 4),
+    (5, 8, 4, 4), (7, 8, 4, 4), (8, 8, 4, 8), (6, 10, 4, 6), (7, 10, 4, 6), (5, 10, 4, 2),
     (1, 10, 4, 0), (3, 10, 8, 2), (1, 10, 8, 0), (9, 10, 16, 0), (10, 10, 16, 10), (5, 10, 1, 5), (0, 1, 8, 0), (1, 1, 8, 1)])
 def test_what_is_kept_is_rounded_up_to_a_multiple(k, n, round_to, rounded): assert round_kept(k, n, round_to) == rounded
 

@@ -2,6 +2,7 @@
 import copy
 import random as pyrandom
 import warnings
+from collections import OrderedDict
 from fractions import Fraction
 from math import floor, inf, nan
 
@@ -16,7 +17,8 @@ from fasterai_sched.criteria import Criteria, Normalizer, criterias
 from fasterai_sched.granularity import Granularities
 from fasterai_sched.sparsifier import Sparsifier, contexts
 
-pairs = {nn.Conv2d:lambda: (nn.Conv2d(3, 8, (2, 5)), nn.Conv2d(8, 5, 2)), nn.ConvTranspose2d:lambda: (nn.ConvTranspose2d(3, 8, (2, 5)), nn.ConvTranspose2d(8, 5, 2)),
+pairs = {nn.Conv2d:lambda: (nn.Conv2d(3, 8, (2, 5)), nn.Conv2d(8, 5, 2)),
+         nn.ConvTranspose2d:lambda: (nn.ConvTranspose2d(3, 8, (2, 5)), nn.ConvTranspose2d(8, 5, 2)),
          nn.Conv1d:lambda: (nn.Conv1d(3, 8, 5), nn.Conv1d(8, 5, 3)), nn.Linear:lambda: (nn.Linear(3, 8), nn.Linear(8, 5))}
 table = [(t, g) for t,row in Granularities._granularities.items() for g in row]
 
@@ -55,11 +57,11 @@ def test_zeros_are_the_floor_and_the_lowest_whatever_the_criterion(t, g, context
             train(sp, i)
             scores, before = scores_now(sp), [torch.ones(l.n, dtype=torch.bool) if l.mask is None else l.mask.flatten() for l in sp.layers]
             sp.sparsify_model(target)
-            after = [torch.ones(l.n, dtype=torch.bool) if l.mask is None else l.mask.flatten() for l in sp.layers]
+            after, rep = [torch.ones(l.n, dtype=torch.bool) if l.mask is None else l.mask.flatten() for l in sp.layers], sp.report()
             if context == 'local': assert dead(sp) == [exact(target, l.n) for l in sp.layers], name
             else: assert sum(dead(sp)) == exact(target, sum(l.n for l in sp.layers)), name
-            assert zeros(sp) == [d*l.weight.numel()//l.n for d,l in zip(dead(sp), sp.layers)] == [r.zeros for r in sp.report().rows], name
-            assert sp.sparsity == pytest.approx(sp.report().sparsity, abs=1e-9)
+            assert zeros(sp) == [d*l.weight.numel()//l.n for d,l in zip(dead(sp), sp.layers)] == [r.zeros for r in rep.rows], name
+            assert abs(sp.sparsity - rep.sparsity) < 1e-9
             if context == 'global': scores, before, after = ([torch.cat(x)] for x in (scores, before, after))
             for s,b,a in zip(scores, before, after):
                 assert not (a & ~b).any(), name
@@ -107,7 +109,9 @@ def test_a_layer_of_one_weight_is_defined(target, left, context):
     sp.sparsify_model(target)
     assert weights(sp) == [[left]]
 
-@given(n_in=st.integers(1, 9), n_out=st.integers(1, 9), target=st.integers(0, 1000).map(lambda i: i/10), levels=st.integers(1, 4), data=st.data())
+tenths = st.integers(0, 1000).map(lambda i: i/10)
+
+@given(n_in=st.integers(1, 9), n_out=st.integers(1, 9), target=tenths, levels=st.integers(1, 4), data=st.data())
 def test_any_size_any_target_any_ties(n_in, n_out, target, levels, data):
     g, context = data.draw(st.sampled_from(list(Granularities.allowed_granularities(nn.Linear)))), data.draw(st.sampled_from(contexts))
     sp = Sparsifier(nn.Sequential(nn.Linear(n_in, n_out), nn.Linear(n_out, n_in)), g, context, layer_type=nn.Linear)
@@ -117,7 +121,8 @@ def test_any_size_any_target_any_ties(n_in, n_out, target, levels, data):
     assert (dead(sp) if context == 'local' else sum(dead(sp))) == expected
     assert zeros(sp) == [d*l.size for d,l in zip(dead(sp), sp.layers)]
 
-@given(start=st.lists(st.sampled_from([0., 0., 1., 2.]), min_size=1, max_size=12).filter(any), targets=st.lists(st.integers(0, 100), min_size=1, max_size=6))
+@given(start=st.lists(st.sampled_from([0., 0., 1., 2.]), min_size=1, max_size=12).filter(any),
+       targets=st.lists(st.integers(0, 100), min_size=1, max_size=6))
 def test_zeros_at_the_start_stay_until_the_targets_fall_then_counts_are_exact(start, targets):
     sp, n, fallen = sparsifier(start), len(start), False
     for i,target in enumerate(targets):
@@ -331,22 +336,23 @@ def test_sparsity_is_a_number_a_list_or_a_dict(sparsity, expected):
     assert zeros(sp) == dead(sp) == expected
 
 @pytest.mark.parametrize('sparsity,message', [
-    ([50], r"sparsity has 1 values for 2 selected layers: \['enc', 'dec'\]"), ([1, 2, 3], 'sparsity has 3 values for 2'), ([], 'sparsity has 0 values for 2'),
+    ([50], r"sparsity has 1 values for 2 selected layers: \['enc', 'dec'\]"), ([1, 2, 3], 'sparsity has 3 values for 2'),
+    ([], 'sparsity has 0 values for 2'),
     ({'encc':50}, r"sparsity names 'encc', which is not selected; close: \['enc'"), ({'xyz':50}, r"names 'xyz'.*\['enc', 'dec'\]"),
     ({0:50}, 'sparsity names 0'), ({'act':50}, "sparsity names 'act', which is not selected"),
-    ([50, 101], "sparsity of 'dec'=101 is outside 0 to 100"), ({'enc':-1}, "sparsity of 'enc'=-1 is outside"), ([50, None], "sparsity of 'dec'=None is not a number"),
-    (101, 'sparsity=101 is outside 0 to 100; a sparsity is a percentage'), (-.1, r'sparsity=-0\.1 is outside'), (nan, 'sparsity=nan is outside'),
-    (inf, 'sparsity=inf is outside'), (True, 'sparsity=True is not a number'), ('50', "sparsity='50' is not a number"), (None, 'sparsity=None is not a number')])
+    ([50, 101], "sparsity of 'dec'=101 is outside 0 to 100"), ({'enc':-1}, "sparsity of 'enc'=-1 is outside"),
+    ([50, None], "sparsity of 'dec'=None is not a number"),
+    (101, 'sparsity=101 is outside 0 to 100; a sparsity is a percentage'), (-.1, r'sparsity=-0\.1 is outside'),
+    (nan, 'sparsity=nan is outside'), (inf, 'sparsity=inf is outside'), (True, 'sparsity=True is not a number'),
+    ('50', "sparsity='50' is not a number"), (None, 'sparsity=None is not a number')])
 def test_a_sparsity_that_makes_no_sense_is_refused_and_nothing_is_pruned(sparsity, message):
-    m = nn.Sequential()
-    for n,l in dict(enc=linear([1, 2, 3]), act=nn.ReLU(), dec=linear([1, 2, 3])).items(): m.add_module(n, l)
-    sp = Sparsifier(m, layer_type=nn.Linear)
+    sp = Sparsifier(nn.Sequential(OrderedDict(enc=linear([1, 2, 3]), act=nn.ReLU(), dec=linear([1, 2, 3]))), layer_type=nn.Linear)
     with pytest.raises(ValueError, match=message): sp.sparsify_model(sparsity)
     assert zeros(sp) == [0, 0]
 
 @pytest.mark.parametrize('sparsity', [[50, 50], {'0':50}])
 def test_one_value_a_layer_contradicts_global(sparsity):
-    with pytest.raises(ValueError, match=r"sparsity=.* has one value a layer, and context='global' one budget for all: use context='local'"):
+    with pytest.raises(ValueError, match=r"sparsity=.* has one value a layer, and context='global' one budget .* use context='local'"):
         sparsifier([1, 2], [3, 4], context='global').sparsify_model(sparsity)
 
 @pytest.mark.parametrize('context', contexts)
@@ -369,24 +375,27 @@ def test_a_layer_that_is_not_selected_is_refused():
 # -- which layers ----------------------------------------------------------------------------------------------------------------
 
 def mixed():
-    m = nn.Sequential()
-    for n,l in dict(stem=nn.Conv2d(1, 2, 3), norm=nn.BatchNorm2d(2), body=nn.Sequential(nn.Conv2d(2, 2, 3), nn.ReLU()), head=nn.Linear(2, 3)).items(): m.add_module(n, l)
-    return m
+    body = nn.Sequential(nn.Conv2d(2, 2, 3), nn.ReLU())
+    return nn.Sequential(OrderedDict(stem=nn.Conv2d(1, 2, 3), norm=nn.BatchNorm2d(2), body=body, head=nn.Linear(2, 3)))
 
 @pytest.mark.parametrize('kwargs,names', [
-    ({}, ['stem', 'body.0']), (dict(layer_type=nn.Linear), ['head']), (dict(layer_type=(nn.Linear, nn.Conv2d)), ['stem', 'body.0', 'head']),
+    ({}, ['stem', 'body.0']), (dict(layer_type=nn.Linear), ['head']),
+    (dict(layer_type=(nn.Linear, nn.Conv2d)), ['stem', 'body.0', 'head']),
     (dict(layers=['body.0']), ['body.0']), (dict(layers=['body.0', 'stem']), ['stem', 'body.0'])])
 def test_these_layers_are_selected_in_model_order(kwargs, names): assert [l.name for l in Sparsifier(mixed(), **kwargs).layers] == names
 
 @pytest.mark.parametrize('kwargs,message', [
-    (dict(layers=['steem']), r"There is no layer 'steem'; close: \['stem'"), (dict(layers=['qqq']), r"There is no layer 'qqq'; close: \['stem', 'body\.0'\]"),
+    (dict(layers=['steem']), r"There is no layer 'steem'; close: \['stem'"),
+    (dict(layers=['qqq']), r"There is no layer 'qqq'; close: \['stem', 'body\.0'\]"),
     (dict(layers=['head']), "Layer 'head' is a Linear, and layer_type=Conv2d; add its type"), (dict(layers=[]), 'No layer is selected'),
     (dict(layer_type=nn.Conv1d), r"layer_type=Conv1d: there is none in this Sequential; it has \{'Conv2d': 2, 'Linear': 1\}"),
     (dict(layer_type=(nn.Conv1d, nn.ConvTranspose2d)), 'layer_type=Conv1d or ConvTranspose2d: there is none'),
-    (dict(layer_type='Conv2d'), "layer_type='Conv2d' must be a class of layers"), (dict(layer_type=nn.Conv2d(1, 1, 1)), 'must be a class of layers'),
-    (dict(layer_type=nn.Conv3d), 'Conv3d has no granularities'), (dict(granularity='filters'), r"granularity='filters' is not one of Conv2d's; choose from \['weight'"),
+    (dict(layer_type='Conv2d'), "layer_type='Conv2d' must be a class of layers"), (dict(layer_type=nn.Conv2d(1, 1, 1)), 'must be a class'),
+    (dict(layer_type=nn.Conv3d), 'Conv3d has no granularities'),
+    (dict(granularity='filters'), r"granularity='filters' is not one of Conv2d's; choose from \['weight'"),
     (dict(granularity='filter', layer_type=(nn.Conv2d, nn.Linear)), "granularity='filter' is not one of Linear's"),
-    (dict(context='globl'), r"context='globl' is not one of \['local', 'global'\]"), (dict(criteria='large'), "criteria='large' is not a criterion; choose from"),
+    (dict(context='globl'), r"context='globl' is not one of \['local', 'global'\]"),
+    (dict(criteria='large'), "criteria='large' is not a criterion; choose from"),
     (dict(nm=True), 'nm=True: N:M patterns are not supported')])
 def test_a_word_that_makes_no_sense_is_refused_by_the_constructor(kwargs, message):
     with pytest.raises(ValueError, match=message): Sparsifier(mixed(), **kwargs)
@@ -418,25 +427,28 @@ def test_a_module_used_twice_is_one():
     assert [x.name for x in Sparsifier(nn.Sequential(l, l), layer_type=nn.Linear).layers] == ['0']
 
 def test_naming_both_of_two_tied_layers_is_refused():
-    with pytest.raises(ValueError, match="Layers '0' and '2' share their weight: name one of them"): Sparsifier(tied(), layer_type=nn.Linear, layers=['0', '2'])
+    with pytest.raises(ValueError, match="Layers '0' and '2' share their weight: name one of them"):
+        Sparsifier(tied(), layer_type=nn.Linear, layers=['0', '2'])
 
-@pytest.mark.parametrize('wrap', [parametrizations.spectral_norm, parametrizations.weight_norm, parametrizations.orthogonal, nn.utils.spectral_norm,
-                                  nn.utils.weight_norm, lambda m: prune.l1_unstructured(m, 'weight', amount=.5)])
+@pytest.mark.parametrize('wrap', [
+    parametrizations.spectral_norm, parametrizations.weight_norm, parametrizations.orthogonal, nn.utils.spectral_norm, nn.utils.weight_norm,
+    lambda m: prune.l1_unstructured(m, 'weight', amount=.5)])
 @pytest.mark.filterwarnings('ignore:.*weight_norm.* is deprecated')
 def test_a_computed_weight_is_refused_by_its_layers_name(wrap):
     m = nn.Sequential(nn.Linear(4, 4), wrap(nn.Linear(4, 4)))
-    with pytest.raises(ValueError, match=r"The weight of layer '1' \(.*Linear\) is computed from others.*leave the layer out"): Sparsifier(m, layer_type=nn.Linear)
+    with pytest.raises(ValueError, match=r"The weight of layer '1' \(.*Linear\) is computed from others.*leave the layer out"):
+        Sparsifier(m, layer_type=nn.Linear)
     sp = Sparsifier(m, layer_type=nn.Linear, layers=['0'])
     sp.sparsify_model(50)
     assert zeros(sp) == [8]
 
 def test_a_layer_without_shape_yet_is_refused():
-    with pytest.raises(ValueError, match=r"Layer '1' \(LazyLinear\) is not initialized: run the model once"): sparsifier([1, 2], nn.LazyLinear(3))
+    with pytest.raises(ValueError, match=r"Layer '1' \(LazyLinear\) is not initialized: run the"): sparsifier([1, 2], nn.LazyLinear(3))
 
 @pytest.mark.parametrize('context', contexts)
 def test_nan_weights_are_refused_by_their_layers_name_and_may_be_mended(context):
     sp = sparsifier([1, 2, 3, 4], [5, nan, 7, 8], context=context)
-    with pytest.raises(ValueError, match="criteria=large_final gives NaN for layer '1': are its weights finite"): sp.sparsify_model(50)
+    with pytest.raises(ValueError, match="criteria=large_final gives NaN for layer '1'"): sp.sparsify_model(50)
     sp.layers[1].weight.data[0, 1] = 6
     sp.sparsify_model(50)
     assert sum(zeros(sp)) == sum(dead(sp)) == 4
@@ -500,7 +512,7 @@ def test_of_the_model_only_values_of_selected_weights_change(name, context):
     assert all(p is params[n] and p.requires_grad and p.is_leaf and p.grad is None for n,p in m.named_parameters())
     assert {n for n,v in m.state_dict().items() if not torch.equal(v, before[n])} <= {'stem.weight', 'body.0.weight'}
     assert list(vars(m.stem)) == keys and not hasattr(m.stem, 'parametrizations')
-    for l in m.modules(): assert not (l._forward_hooks or l._forward_pre_hooks or l._backward_hooks or l._state_dict_hooks or l._load_state_dict_pre_hooks)
+    for l in m.modules(): assert not any(hooks for n,hooks in vars(l).items() if n.endswith('_hooks') and not isinstance(hooks, bool))
     assert sum(1 for _ in m.buffers()) == 3 # the batch norm's
 
 @pytest.mark.parametrize('name', list(criterias))
