@@ -5,6 +5,7 @@ from dataclasses import replace
 from math import isfinite
 import warnings
 
+import numpy as np
 import torch
 from torch import nn
 from fastai.callback.core import Callback
@@ -54,7 +55,7 @@ class SparsifyCallback(Callback):
     _last = 1000                                                          # in after_fit: after SaveModel (61) has reloaded its best
     _stateattrs = ('sparsifier','_saved','_opt')                          # what `learn.export` leaves behind
     sparsifier = _saved = _opt = _due = _epoch_report = None
-    _fresh = _on = _announced = _warned = _moving = False
+    _fresh = _on = _announced = _warned = _moving = _moved = False
 
     def __init__(self,
         sparsity=None,            # Target in percent, 0 to 100: a number, a list (one a selected layer, in model order) or a dict of layer names
@@ -131,7 +132,8 @@ class SparsifyCallback(Callback):
         if self._predicting: return
         if sum(cb is self for cb in self.learn.cbs) > 1:
             raise ValueError("This SparsifyCallback is in the learner twice: give it to Learner(cbs=) or to fit(cbs=), or make a second one")
-        self.order,self._fresh,self._on,self._announced,self._warned,self._column = type(self).order,True,False,False,False,False
+        self.order,self._fresh = type(self).order,True
+        self._on = self._announced = self._warned = self._moved = self._column = False
         trains = any(isinstance(m, self.layer_type) and getattr(getattr(m, 'weight', None), 'requires_grad', False) for m in self.learn.model.modules())
         if self._recorder is not None and trains and not self._finding_lr and not hasattr(self.learn, 'gather_preds'): self._add_column()
 
@@ -222,7 +224,7 @@ class SparsifyCallback(Callback):
         self._due,grown = due,self.sparsifier.sparsity
         if not self.sparsifier.sparsify_model(due, self.round_to): return
         self.sparsifier.mask_state(self._opt_state)
-        self._moving,grown = False,self.sparsifier.sparsity > grown
+        self._moving,self._moved,grown = False,True,self.sparsifier.sparsity > grown
         self._log_row(step, 'masks', self.sparsifier.sparsity)
         if self.lth and grown: self._rewind_to_ticket()
 
@@ -263,7 +265,13 @@ class SparsifyCallback(Callback):
         rep = self._measure()
         self._print(f'Sparsity at the end of epoch {self.epoch}: {_brackets(self._measured(rep))}%')
         self._log_row((self.epoch + 1)*len(self.learn.dls.train), 'epoch', rep.sparsity)
-        self._on,self.order = False,self._last
+        if self._moved: self._restart_trackers()
+        self._on,self._moved,self.order = False,False,self._last
+
+    def _restart_trackers(self):
+        "The best so far was another, denser model's: what SaveModel, EarlyStopping and ReduceLROnPlateau keep starts anew"
+        for cb in self.learn.cbs:
+            if {'best', 'comp'} <= vars(cb).keys(): cb.best = float('inf') if cb.comp == np.less else -float('inf')
 
     def after_cancel_fit(self):
         if self._on: self.sparsifier.apply_masks()

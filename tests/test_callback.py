@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from fastai.vision.all import (Adam, CancelBatchException, CancelEpochException, CancelFitException, CancelTrainException,
-    CSVLogger, GradientAccumulation, GradientClip, Interpretation, OptimWrapper, Recorder, SaveModelCallback, SchedCos, SchedPoly, SGD, ShortEpochCallback,
+    CSVLogger, EarlyStoppingCallback, GradientAccumulation, GradientClip, Interpretation, OptimWrapper, Recorder, SaveModelCallback, SchedCos, SchedPoly, SGD, ShortEpochCallback,
     combine_scheds, load_learner, sched_cos, sched_exp, sched_lin, sched_no)
 from helpers import Spy, convs, image_learner, tiny_dls, tiny_learner, tiny_model, zeros
 from hypothesis import given
@@ -382,13 +382,26 @@ def test_an_epoch_cut_short_catches_up_before_validation():
     learn.fit(2, cbs=[SparsifyCallback(50, schedule='lin'), ShortEpochCallback(pct=.5, short_valid=False)])
     assert [v[-1] for v in learn.recorder.values] == pytest.approx([100*(27 + 81)/432, 50]) # such a row has no train_loss
 
-def test_the_best_model_is_reported_as_it_is(tmp_path, capsys):
+def losses(*values): return Spy('after_epoch', lambda l: l.recorder.values[-1].__setitem__(1, float(values[l.epoch])), order=54) # a made-up valid_loss
+
+def test_the_best_model_is_the_best_of_the_sparsest(tmp_path, capsys):
+    learn,states = tiny_learner(path=tmp_path),[]
+    keep = Spy('after_epoch', lambda l: states.append(l.model[0].weight.detach().clone()), order=56)
+    learn.fit(6, cbs=[SparsifyCallback(60, schedule=one_shot), losses(1, 2, 5, 3, 4, 4), keep, SaveModelCallback()]) # sparse from epoch 2 on
+    assert torch.equal(learn.model[0].weight, states[3]) and zeros(learn.model) == [64, 194]
+    assert 'Final Sparsity: [60]%' in lines(capsys)
+
+def test_early_stopping_waits_for_the_sparsest(tmp_path):
     learn = tiny_learner(path=tmp_path)
-    best = Spy('after_epoch', lambda l: l.recorder.values[-1].__setitem__(1, float(l.epoch)), order=56) # the first epoch is the best
-    learn.fit(3, cbs=[SparsifyCallback(60, schedule='lin'), best, SaveModelCallback()])
-    assert zeros(learn.model) == [21, 64]
+    learn.fit(8, cbs=[SparsifyCallback(60, schedule=one_shot, start_epoch=2), losses(1, 2, 3, 4, 5, 6, 7, 8), EarlyStoppingCallback(patience=2)])
+    assert learn.epoch == 4 and zeros(learn.model) == [64, 194] # best at epoch 2, the first sparse one
+
+def test_a_model_reloaded_from_elsewhere_is_reported_as_it_is(tmp_path, capsys):
+    learn = tiny_learner(path=tmp_path)
+    learn.fit(3, cbs=[SparsifyCallback(60, schedule='lin'), Spy('after_epoch', lambda l: l.save('first') if l.epoch == 0 else None),
+                      Spy('after_fit', lambda l: l.load('first') and None)])
     out = lines(capsys)
-    assert 'Final Sparsity: [60.0]% (measured [19.68]%)' in out and out[-1].split()[3] == '85'
+    assert zeros(learn.model) == [21, 64] and 'Final Sparsity: [60.0]% (measured [19.68]%)' in out and out[-1].split()[3] == '85'
 
 def test_save_model_can_watch_the_column(tmp_path):
     learn = tiny_learner(path=tmp_path)
