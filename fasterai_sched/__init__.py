@@ -9,12 +9,12 @@ from .criteria import (Criteria, Normalizer, Reducer, available_criterias, crite
 from .granularity import Granularities
 from .report import Report, sparsity_report
 from .schedules import (Schedule, agp, available_schedules, cos, dsd, iterative, lin, one_cycle, one_shot, plot_schedules,
-    sched_agp, sched_dsd, sched_iterative, sched_onecycle, sched_oneshot, schedules)
+    sched_agp, sched_dsd, sched_iterative, sched_onecycle, sched_oneshot)
 from .sparsifier import Sparsifier
 
 __all__ = [
     'SparsifyCallback', 'Sparsifier', 'sparsity_report', 'Report', 'plot_schedules',
-    'Schedule', 'schedules', 'available_schedules', 'one_shot', 'iterative', 'agp', 'one_cycle', 'cos', 'lin', 'dsd',
+    'Schedule', 'available_schedules', 'one_shot', 'iterative', 'agp', 'one_cycle', 'cos', 'lin', 'dsd',
     'sched_oneshot', 'sched_iterative', 'sched_agp', 'sched_onecycle', 'sched_dsd',
     'Granularities', 'Criteria', 'Reducer', 'Normalizer', 'criterias', 'available_criterias', 'random', 'large_final', 'squared_final',
     'small_final', 'large_init', 'small_init', 'large_init_large_final', 'small_init_small_final', 'magnitude_increase', 'movement',

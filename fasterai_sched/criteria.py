@@ -45,6 +45,7 @@ class Normalizer:
     @staticmethod
     def gaussian(scores:Tensor) -> Tensor:
         "Shift to mean 0, scale to deviation 1"
+        scores = scores - scores.min() # equal scores are exactly 0 then, whatever their mean rounds to
         return _div(scores - scores.mean(), scores.std(correction=0))
 
 class Criteria:
@@ -89,13 +90,14 @@ class Criteria:
         # a bfloat16 weight is a float32 too, and half the scores would tie if they were computed in its own precision
         wide = lambda w: w.detach().float() if w.dtype in (torch.float16, torch.bfloat16) else w.detach()
         if self.needs_ref and ref is None: raise ValueError(f"{self!r} compares with a reference: give `ref`")
+        if self.needs_rng and generator is None: raise ValueError(f"{self!r} draws: give `generator`, a seeded torch.Generator")
         scores = None if self.return_init else f(wide(weight))
         if self.return_init: scores = f(wide(ref))
         elif self.output_fn: scores = self.output_fn(scores, f(wide(ref)))
         if not isinstance(scores, Tensor) or scores.shape != weight.shape:
             raise ValueError(f"{self!r} must give a score for each weight, shape {tuple(weight.shape)}, "
                              f"got {tuple(scores.shape) if isinstance(scores, Tensor) else scores!r}")
-        if not scores.is_floating_point(): scores = scores.float()
+        if scores.dtype not in (torch.float32, torch.float64): scores = scores.float()
         scores = self.reducer(scores, dim)
         return scores if self.normalizer is None else self.normalizer(scores)
 

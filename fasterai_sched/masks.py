@@ -15,7 +15,7 @@ def n_pruned(
 ) -> int:           # `floor(sparsity/100*n)`
     "How many of `n` groups a sparsity prunes: as many as it says and never more"
     # 29% of 100 may come as 28.999999999999996: a schedule's arithmetic is good to about 1e-13 percentage points
-    return min(max(math.floor((sparsity + 1e-12)*n/100), 0), n)
+    return min(max(math.floor((float(sparsity) + 1e-12)*n/100), 0), n)
 
 def round_kept(
     k:int,       # Number of groups to prune
@@ -66,7 +66,7 @@ def keep_masks(
 
 def _revive(masks, scores, n):
     "Bring back the last `n` by position of what `masks` have pruned"
-    out = [torch.ones_like(s, dtype=torch.bool) if m is None else m.clone(memory_format=torch.contiguous_format) for s,m in zip(scores, masks)]
+    out = [torch.ones(s.shape, dtype=torch.bool, device=s.device) if m is None else m.clone(memory_format=torch.contiguous_format) for s,m in zip(scores, masks)]
     for m in reversed(out):
         back = (~m.flatten()).nonzero().flatten()
         back = back[max(len(back) - n, 0):]

@@ -134,7 +134,7 @@ def _name(f):
     if isinstance(f, partial): return f"{_name(f.func)}({', '.join([*map(repr, f.args), *(f'{k}={v!r}' for k,v in f.keywords.items())])})"
     for n,s in schedules.items():
         if f is s or f is s.sched_func: return n
-    return getattr(f, '__name__', type(f).__name__)
+    return getattr(f, '__name__', type(f).__name__).lstrip('_')
 
 class _Absolute:
     "A one-argument annealer as `f(start, end, pos)`: its values are percentages already"
@@ -192,15 +192,16 @@ def check_schedule(
 ):
     "Refuse, with a ValueError, a schedule that fails, leaves 0..100 or never prunes on its way from `start` to `end`"
     name = f"schedule={schedule.__name__}"
-    remedy = "give it a start above 0, such as start_sparsity=1" if start == 0 else "check its arguments"
+    higher = "give it a start above 0, such as start_sparsity=1" if start == 0 else "check its arguments"
     values = []
     for pos in np.linspace(0, 1, 1001).tolist():
         try: v = float(schedule(start, end, pos))
         except Exception as e:
-            raise ValueError(f"{name} fails at {pos:g} of training, from {start}% to {end}%: {type(e).__name__}: {e}; {remedy}") from e
+            raise ValueError(f"{name} fails at {pos:g} of training, from {start}% to {end}%: {type(e).__name__}: {e}; "
+                             f"{higher if isinstance(e, ZeroDivisionError) else 'check its arguments'}") from e
         if not -1e-9 <= v <= 100 + 1e-9: raise ValueError(f"{name} gives {v}% at {pos:g} of training; a sparsity is a percentage, 0 to 100")
         values.append(v)
-    if end > 0 and max(values) == 0: raise ValueError(f"{name} never leaves 0 on its way to {end}%; {remedy}")
+    if end > 0 and max(values) == 0: raise ValueError(f"{name} never leaves 0 on its way to {end}%; {higher}")
     if is_absolute(schedule) and abs(values[-1] - end) > 1e-6:
         raise ValueError(f"sparsity={end} but {name} ends at {values[-1]:g}%: a one-argument schedule has its own target; "
                          f"give sparsity={values[-1]:g}, or a function of (start, end, pos)")
@@ -221,4 +222,8 @@ def plot_schedules(
         s = windowed(s, None if start_epoch is None else start_epoch/n_epoch, None if end_epoch is None else end_epoch/n_epoch)
         check_schedule(s, start_sparsity, sparsity)
         return lambda pct: s(start_sparsity, sparsity, pct)
-    return plot_curves({s.__name__: curve(s) for s in map(as_schedule, scheds or (one_shot, iterative, agp))}, ax=ax, n_epoch=n_epoch, **kwargs)
+    curves = {}
+    for s in map(as_schedule, scheds or (one_shot, iterative, agp)):
+        same = sum(n.split(' #')[0] == s.__name__ for n in curves)
+        curves[f'{s.__name__} #{same + 1}' if same else s.__name__] = curve(s)
+    return plot_curves(curves, ax=ax, n_epoch=n_epoch, **kwargs)

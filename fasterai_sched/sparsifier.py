@@ -46,6 +46,7 @@ class _Layer:
     name:str; index:int; module:nn.Module; dim:list
     mask:Tensor=None # what is kept, bool, the scores' shape; None: all
     dead:int=0       # groups that `mask` prunes
+    kept:int=0       # groups that were zero at the start: they stay so until the schedule falls
     ref:Tensor=None  # what the criterion compares with
     frozen:bool=False
 
@@ -130,6 +131,7 @@ class Sparsifier:
         if l.dead == l.n:
             warnings.warn(f"The weights of layer {l.name!r} are all zero: taken for an initialisation, they stay trainable")
             l.mask,l.dead = None,0
+        l.kept = l.dead
 
     def save_refs(self):
         "Take the weights as they are for the ones that criteria compare with"
@@ -164,34 +166,34 @@ class Sparsifier:
         l.dead = n_zeros(keep)
         l.mask = keep if l.dead else None
 
-    def _move(self, layers, k):
-        "Prune `k` groups of `layers` in all"
-        scores = [self._scores(l) for l in layers]
-        for l,keep in zip(layers, keep_masks(scores, [l.mask for l in layers], k)): self._set_mask(l, keep)
-        return scores
-
     def _sparsify(self, key, layers, s, round_to):
         "Bring `layers`, as one budget, to `s` percent; whether their masks moved"
         n,dead = sum(l.n for l in layers), sum(l.dead for l in layers)
+        last = self._asked.get(key)
+        # what was zero before stays so until the schedule itself falls
+        if last and s < last[0]:
+            for l in layers: l.kept = 0
         k = n_pruned(s, n)
         if round_to and key is not None: k = round_kept(k, n, round_to)
-        last,self._asked[key] = self._asked.get(key), (s, k)
-        if last and last[1] == k: return False
-        falls = last is not None and s < last[0]
-        # what was zero before stays so until the schedule itself falls
-        if not falls: k = max(k, dead)
-        if k == dead and not round_to: return False
-        before = {l:l.dead for l in layers}
-        scores = self._move(layers, k)
-        if round_to and key is None:
-            for l,sc in zip(layers, scores):
-                k = round_kept(l.dead, l.n, round_to)
-                self._set_mask(l, keep_masks([sc], [l.mask], k if falls else max(k, before[l]))[0])
+        k = max(k, sum(l.kept for l in layers))
+        if k == dead or round_to and key is None and last == (s, dead, round_to):
+            self._asked[key] = (s, dead, round_to)
+            self.apply_masks(layers)
+            return False
+        scores,before = [self._scores(l) for l in layers],[l.mask for l in layers]
+        masks = keep_masks(scores, before, k)
+        if round_to and key is None: # each layer from where it was: rounding keeps the highest of what would have gone
+            ks = [max(round_kept(n_zeros(m), l.n, round_to), l.kept) for m,l in zip(masks, layers)]
+            masks = [keep_masks([sc], [b], k)[0] for sc,b,k in zip(scores, before, ks)]
+        for l,keep in zip(layers, masks): self._set_mask(l, keep)
+        self._asked[key] = (s, sum(l.dead for l in layers), round_to)
         self._after_move(layers)
         return True
 
+    @torch.no_grad()
     def _after_move(self, layers):
-        self.apply_masks(layers)
+        for l in layers:
+            if l.mask is not None: l.weight.masked_fill_(~l.mask, 0) # inf times 0 would be NaN
         if self.criteria.needs_update:
             for l in layers: l.ref = l.weight.detach().clone()
 

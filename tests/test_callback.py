@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fasterai_sched as fs
-from fasterai_sched import SparsifyCallback, agp, criterias, iterative, one_shot, schedules, sparsity_report
+from fasterai_sched import SparsifyCallback, agp, criterias, iterative, one_shot, sparsity_report
 from fasterai_sched.masks import n_pruned
+from fasterai_sched.schedules import schedules
 from fasterai_sched.sparsifier import contexts
 
 N = 108, 324 # weights of the two convolutions

@@ -17,7 +17,7 @@ ARROWS = dict(schedules=set(), granularity=set(), criteria=set(), masks=set(), r
     sparsifier={'granularity', 'criteria', 'masks', 'report'}, callback={'schedules', 'sparsifier', 'criteria', 'plots'})
 WHEN_CALLED = {('schedules', 'plots')} # Schedule.plot and plot_schedules
 OUTSIDE = dict(schedules={'numpy'}, granularity={'torch'}, criteria={'torch'}, masks={'torch', 'numpy'}, report={'torch', 'pandas'},
-    plots={'numpy', 'matplotlib'}, sparsifier={'torch'}, callback={'torch', 'fastai', 'fastcore', 'pandas', 'IPython'})
+    plots={'numpy', 'matplotlib'}, sparsifier={'torch'}, callback={'torch', 'numpy', 'fastai', 'fastcore', 'pandas', 'IPython'})
 
 def imports(module):
     "(module inside the package or None, package outside or None, whether at the top) of every import"
