@@ -23,7 +23,7 @@ def digits():
     d = load_digits()
     images = np.uint8(d.images*255/16)[..., None].repeat(3, -1)
     block = DataBlock((ImageBlock, CategoryBlock), get_x=ItemGetter(0), get_y=ItemGetter(1), splitter=RandomSplitter(seed=42), item_tfms=Resize(32))
-    return block.dataloaders(list(zip(images, d.target)), bs=64, num_workers=0)
+    return block.dataloaders(list(zip(images, d.target)), bs=128, num_workers=0)
 
 def pets():
     "Cats against dogs, at 64 pixels"

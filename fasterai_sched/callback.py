@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 from dataclasses import replace
-from math import isfinite
 import warnings
 
 import numpy as np
@@ -39,6 +38,10 @@ def _either(new, old, **words):
     if new is not None and old is not None: raise ValueError(f"{' and '.join(f'{k}={v!r}' for k,v in words.items())} are two words for one thing: give one")
     return old if new is None else new
 
+def _unwrap(model):
+    "The model inside what DistributedDataParallel and torch.compile wrap around it"
+    return get_model(getattr(model, '_orig_mod', model))
+
 def _values(x): return list(x.values()) if isinstance(x, dict) else list(x) if isinstance(x, (list, tuple)) else [x]
 
 def _like(x, f):
@@ -53,9 +56,9 @@ class SparsifyCallback(Callback):
     "Train a sparse model: at each step as sparse as `schedule` says, at the end exactly as sparse as was asked"
     order,run_valid,remove_on_fetch,_only_train_loop = 55,False,True,True # after Recorder (50), before what writes its table (60)
     _last = 1000                                                          # in after_fit: after SaveModel (61) has reloaded its best
-    _stateattrs = ('sparsifier','_saved','_opt')                          # what `learn.export` leaves behind
-    sparsifier = _saved = _opt = _due = _epoch_report = None
-    _fresh = _on = _announced = _warned = _moving = _moved = False
+    _stateattrs = ('sparsifier','_saved','_trained','order')                          # what `learn.export` leaves behind
+    sparsifier = _saved = _trained = _due = _epoch_report = None
+    _fresh = _on = _announced = _warned = _moving = _moved = _column = False
 
     def __init__(self,
         sparsity=None,            # Target in percent, 0 to 100: a number, a list (one a selected layer, in model order) or a dict of layer names
@@ -131,11 +134,17 @@ class SparsifyCallback(Callback):
         "Start anew, whatever became of the last fit; claim the column before the table's header is written"
         if self._predicting: return
         if sum(cb is self for cb in self.learn.cbs) > 1:
+            self.learn.cbs.remove(self) # fastai takes away one more: the learner is left without, and works
             raise ValueError("This SparsifyCallback is in the learner twice: give it to Learner(cbs=) or to fit(cbs=), or make a second one")
+        in_time = self.order == type(self).order # not if the last fit was interrupted in after_epoch: then the header is written already
         self.order,self._fresh = type(self).order,True
         self._on = self._announced = self._warned = self._moved = self._column = False
-        trains = any(isinstance(m, self.layer_type) and getattr(getattr(m, 'weight', None), 'requires_grad', False) for m in self.learn.model.modules())
-        if self._recorder is not None and trains and not self._finding_lr and not hasattr(self.learn, 'gather_preds'): self._add_column()
+        if in_time and self._recorder is not None and not self._finding_lr and self._may_train(): self._add_column()
+
+    def _may_train(self):
+        "Whether a layer that would be selected trains; no errors yet"
+        return any(isinstance(m, self.layer_type) and getattr(m._parameters.get('weight'), 'requires_grad', False)
+                   and not (isinstance(self.sparsity, dict) and n not in self.sparsity) for n,m in self._part.named_modules())
 
     def _add_column(self):
         names = self._recorder.metric_names
@@ -144,9 +153,10 @@ class SparsifyCallback(Callback):
 
     def before_validate(self):
         "Give the column back if nothing was trained before: this is no fit"
-        if self._fresh and self._column:
-            self._recorder.metric_names.remove('sparsity')
-            self._column = False
+        if not self._fresh or not self._column: return
+        names = getattr(self._recorder, 'metric_names', [])
+        if 'sparsity' in names: names.remove('sparsity') # another before_fit, of a validation, may have done so
+        self._column = False
 
     def before_epoch(self):
         if self._predicting: return
@@ -158,7 +168,8 @@ class SparsifyCallback(Callback):
         if self._fresh: self._setup()
         sp = self.sparsifier
         if sp.refresh_frozen(): self._due = None
-        self._on,self._epoch_report,self._moving = bool(sp.active),None,True
+        sp.mask_state(self._opt_state) # of zeros found at the start
+        self._on,self._epoch_report = bool(sp.active),None
         if not self._on:
             if not self._warned: warnings.warn(f"SparsifyCallback does nothing: none of the {len(sp.layers)} selected layers trains (all are frozen)")
             self._warned = True
@@ -166,18 +177,22 @@ class SparsifyCallback(Callback):
         if not self._announced: self._announce()
         if self.epoch == self.rewind_epoch:
             self._print(f'Saving Weights at epoch {self.epoch}')
-            self._saved = {k:v.detach().cpu().clone() for k,v in sp.model.state_dict().items()}
+            self._saved = {k:v.detach().cpu().clone() for k,v in self._whole.state_dict().items()}
             sp.save_refs()
 
+    @property
+    def _whole(self): return _unwrap(self.learn.model)
+    @property
+    def _part(self): return self._whole if self.sparse_model is None else _unwrap(self.sparse_model)
+
     def _setup(self):
-        model = get_model(getattr(self.learn.model, '_orig_mod', self.learn.model))
-        part = model if self.sparse_model is None else self.sparse_model
-        mine = set(map(id, model.parameters()))
-        if not any(id(p) in mine for p in part.parameters()): raise ValueError("model= has no parameter in common with the learner's model")
-        self.sparsifier = Sparsifier(part, self.granularity, self.context, self.criteria, layer_type=self.layer_type,
+        mine = set(map(id, self._whole.parameters()))
+        if not any(id(p) in mine for p in self._part.parameters()): raise ValueError("model= has no parameter in common with the learner's model")
+        self.sparsifier = Sparsifier(self._part, self.granularity, self.context, self.criteria, layer_type=self.layer_type,
                                      layers=list(self.sparsity) if isinstance(self.sparsity, dict) else None)
-        self.sparsifier.due(self.sparsity) # a list of the wrong length is found here
-        self._fresh,self._due,self._saved,self._rows,self._opt = False,None,None,[],self.learn.opt
+        self.sparsifier.due(self.sparsity) # a list of the wrong length is found here,
+        self.sparsifier.check_criteria()   # and a criterion that fails, before anything is trained
+        self._fresh,self._due,self._saved,self._rows,self._moving,self._trained = False,None,None,[],True,(self._whole, self.learn.opt)
 
     def _announce(self):
         self._window()
@@ -195,6 +210,8 @@ class SparsifyCallback(Callback):
         n,start,end = self.n_epoch,self.start_epoch,self.end_epoch
         if start is not None and start >= n: raise ValueError(f"start_epoch={start} is beyond this fit of {n} epochs, 0 to {n-1}")
         if end is not None and end > n: raise ValueError(f"end_epoch={end} is beyond this fit of {n} epochs: the last it may be is {n}")
+        if start is not None and end is None and start/n >= self.schedule.end_pct:
+            raise ValueError(f"start_epoch={start} comes after the schedule ends, at {self.schedule.end_pct:.0%} of {n} epochs: give end_epoch too")
         if end is not None and start is None and end/n <= self.schedule.start_pct:
             raise ValueError(f"end_epoch={end} comes before the schedule starts, at {self.schedule.start_pct:.0%} of {n} epochs: give start_epoch too")
         self._windowed = windowed(self.schedule, None if start is None else start/n, None if end is None else end/n)
@@ -214,8 +231,14 @@ class SparsifyCallback(Callback):
         "The sparsity due at a fraction of training, in the form `sparsity` has"
         def due(end):
             s = self._windowed(self.start_sparsity, end, pct)
-            return s if 0 <= s <= 100 else min(max(s, 0.), 100.) if isfinite(s) and -1e-9 <= s <= 100 + 1e-9 else s
+            if not isinstance(s, int): s = float(s)
+            return min(max(s, 0), 100) if -1e-9 <= s <= 100 + 1e-9 else s # what is further out is refused by the sparsifier
         return _like(self.sparsity, due)
+
+    @property
+    def _in_force(self):
+        "The sparsity asked last; before the first batch, what the epoch began with"
+        return self._due_at(self.epoch/self.n_epoch) if self._due is None else self._due
 
     def _move(self, pct, step):
         "Bring the masks to what is due"
@@ -248,7 +271,7 @@ class SparsifyCallback(Callback):
     def after_train(self):
         "Catch up if batches were skipped, then see that pruned is zero"
         if not self._on: return
-        self._move((self.epoch + 1)/self.n_epoch, (self.epoch + 1)*self.n_iter)
+        self._move((self.epoch + 1)/self.n_epoch, (self.epoch + 1)*len(self.learn.dls.train))
         self.sparsifier.apply_masks()
 
     def _measure(self):
@@ -257,7 +280,10 @@ class SparsifyCallback(Callback):
 
     def after_validate(self):
         "Put the measured sparsity in the table's row"
-        if self._on and self._column and not self._predicting: self._recorder.log.append(self._measure().sparsity)
+        if not self._column or self._fresh or self._predicting: return
+        log,names = self._recorder.log,list(self._recorder.metric_names)
+        while len(log) < names.index('sparsity'): log.append(None) # an epoch cut short has fewer metrics
+        log.append(self._measure().sparsity)
 
     def after_epoch(self):
         "Print the same number"
@@ -266,7 +292,8 @@ class SparsifyCallback(Callback):
         self._print(f'Sparsity at the end of epoch {self.epoch}: {_brackets(self._measured(rep))}%')
         self._log_row((self.epoch + 1)*len(self.learn.dls.train), 'epoch', rep.sparsity)
         if self._moved: self._restart_trackers()
-        self._on,self._moved,self.order = False,False,self._last
+        self._on = self._moved = False
+        if self.epoch == self.n_epoch - 1: self.order = self._last
 
     def _restart_trackers(self):
         "The best so far was another, denser model's: what SaveModel, EarlyStopping and ReduceLROnPlateau keep starts anew"
@@ -279,7 +306,9 @@ class SparsifyCallback(Callback):
 
     def _measured(self, rep):
         "The measured sparsity in the form of `sparsity`: of all layers, or of each"
-        return rep.sparsity if not isinstance(self.sparsity, (list, tuple, dict)) else [r.sparsity for r in rep.rows]
+        by_name = {r.name:r.sparsity for r in rep.rows}
+        if isinstance(self.sparsity, dict): return [by_name[n] for n in self.sparsity]
+        return list(by_name.values()) if isinstance(self.sparsity, (list, tuple)) else rep.sparsity
 
     # -- a fit ends --------------------------------------------------------------------------------------------------------------
 
@@ -289,11 +318,14 @@ class SparsifyCallback(Callback):
         self.order,self._on,self._fresh = type(self).order,False,False
         if not self._announced: return
         self._announced = False
-        if self.save_tickets: self._save_ticket()
-        if self.reset_end: self.rewind()
+        if (self.save_tickets or self.reset_end) and self._saved is None:
+            warnings.warn(f"The fit ended before rewind_epoch={self.rewind_epoch}: no weights are saved, so there is nothing to rewind to and no ticket")
+        else:
+            if self.save_tickets: self._save_ticket()
+            if self.reset_end: self.rewind()
         rep = self.sparsifier.report()
         off = f' (measured {_brackets(self._measured(rep))}%)' if self._is_off(rep) else ''
-        self._print(f'Final Sparsity: {_brackets(self.sparsity if self._due is None else self._due)}%{off}')
+        self._print(f'Final Sparsity: {_brackets(self._in_force)}%{off}')
         if self._quiet: return
         if not in_notebook(): return self.sparsifier.print_sparsity()
         from IPython.display import display
@@ -302,9 +334,12 @@ class SparsifyCallback(Callback):
 
     def _is_off(self, rep):
         "Whether the count differs from what is due by more than one group a layer"
-        due = {l:s for l,s in self.sparsifier.due(self._due).items() if not l.frozen}
-        asked = sum(s/100*l.weight.numel() for l,s in due.items())
-        return abs(rep.zeros - asked) > sum(l.size for l in due)
+        return abs(rep.zeros - self._asked_weights()[0]) > sum(l.size for l in self.sparsifier.active)
+
+    def _asked_weights(self):
+        "How many weights the sparsity in force asks for, and of how many"
+        due = {l:float(s) for l,s in self.sparsifier.due(self._in_force).items() if not l.frozen}
+        return sum(s/100*l.weight.numel() for l,s in due.items()),sum(l.weight.numel() for l in due)
 
     # -- afterwards --------------------------------------------------------------------------------------------------------------
 
@@ -316,13 +351,15 @@ class SparsifyCallback(Callback):
     def rewind(self):
         "Put the model back to the weights saved at `rewind_epoch`, pruned ones 0: the lottery ticket. The optimizer forgets its averages"
         if self._saved is None: raise RuntimeError(f"No weights are saved: rewind_epoch={self.rewind_epoch!r}, and a fit must have begun before that epoch")
-        self.sparsifier.model.load_state_dict(self._saved)
+        model,opt = self._trained
+        model.load_state_dict(self._saved)
         self.sparsifier.apply_masks()
-        self._opt.clear_state()
+        opt.clear_state()
 
     def _ticket(self):
         "The saved weights under the masks of now, as a `state_dict`"
-        masks = {f'{n}.weight' if n else 'weight': m for n,m in self.sparsifier.masks.items()}
+        by_weight = {id(l.weight):l.mask for l in self.sparsifier.layers if l.mask is not None}
+        masks = {k:by_weight[id(p)] for k,p in self._trained[0].named_parameters(remove_duplicate=False) if id(p) in by_weight}
         return {k:v*masks[k].cpu() if k in masks else v for k,v in self._saved.items()}
 
     def _save_ticket(self):
@@ -337,9 +374,7 @@ class SparsifyCallback(Callback):
         if self.save_tickets: self._save_ticket()
 
     def _log_row(self, step, kind, measured):
-        due = self.sparsifier.due(self._due)
-        asked = sum(float(s)*l.weight.numel() for l,s in due.items() if not l.frozen)/sum(l.weight.numel() for l in due if not l.frozen)
-        self._rows.append((step, self.epoch, kind, asked, measured))
+        self._rows.append((step, self.epoch, kind, self._asked_weights()[0]/max(self._asked_weights()[1], 1)*100, measured))
 
     @property
     def history(self):

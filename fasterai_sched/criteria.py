@@ -139,5 +139,5 @@ def as_criteria(
     "`c` as a `Criteria`"
     if isinstance(c, Criteria): return c
     if isinstance(c, str) and c in criterias: return criterias[c]
-    if callable(c): return Criteria(c)
+    if callable(c) and not isinstance(c, type): return Criteria(c)
     raise ValueError(f"criteria={c!r} is not a criterion; choose from {available_criterias()}, or give a function of a weight tensor")

@@ -42,7 +42,7 @@ class Granularities:
     ) -> list[int]:       # The dimensions a group spans, counted from 1; [0] for single weights
         "The dimensions that a group of granularity `g` spans; raises ValueError with the choices for an unknown one"
         table = cls.allowed_granularities(m)
-        if g not in table:
+        if not isinstance(g, str) or g not in table:
             t = m if isinstance(m, type) else type(m)
             raise ValueError(f"granularity={g!r} is not one of {t.__name__}'s; choose from {list(table)}")
         return list(table[g]) if isinstance(table[g], (tuple, list)) else [table[g]]
@@ -65,4 +65,9 @@ class Granularities:
         "Add a layer type, or replace its table; it holds for subclasses too"
         if not (isinstance(m_type, type) and issubclass(m_type, nn.Module)): raise ValueError(f"m_type must be a class of layers, got {m_type!r}")
         if not isinstance(g, dict) or not g: raise ValueError(f"g must be a dict such as {{'weight': 0, 'row': 2}}, got {g!r}")
+        for name,dim in g.items():
+            dims = dim if isinstance(dim, (tuple, list)) else (dim,)
+            whole = all(isinstance(d, int) and not isinstance(d, bool) for d in dims)
+            if not (whole and (tuple(dims) == (0,) or dims and min(dims) > 0 and len(set(dims)) == len(dims))):
+                raise ValueError(f"g[{name!r}]={dim!r} must be 0, or the dimension(s) that a group spans, counted from 1, such as 2 or (2, 3)")
         cls._granularities[m_type] = dict(g)

@@ -87,12 +87,13 @@ def sparsity_report(
     frozen=()                # Names to list as frozen, outside the sum
 ) -> Report:                 # Prints as the seed's table; a table with names in a notebook; `.to_df()`
     "Count the zeros in the layers of a model. A weight that two layers share is counted once; raises ValueError if there is no such layer"
-    rows,seen = [],{}
+    rows,seen = [],set()
     for i,(n,m) in enumerate(model.named_modules()):
-        w = getattr(m, 'weight', None)
-        if not isinstance(m, layer_type) or not isinstance(w, Tensor) or id(w) in seen: continue
-        if names is not None and n not in names or layer_type is nn.Module and w.ndim < 2: continue
-        seen[id(w)] = w # kept alive: a computed weight's id may be used again
+        if not isinstance(m, layer_type) or names is not None and n not in names: continue
+        # a parametrization's weight is not looked at: to look is to compute, and may change buffers. torch's pruning leaves a plain tensor
+        w = m._parameters.get('weight', m.__dict__.get('weight'))
+        if w is None or id(w) in seen or layer_type is nn.Module and w.ndim < 2: continue
+        seen.add(id(w))
         rows.append(Row(n, i, type(m).__name__, w.numel(), n_zeros(w), n in frozen))
     if not rows: raise ValueError(f"No {type_name(layer_type)} with a weight in this {type(model).__name__}; it has {weight_types(model)}")
     return Report(tuple(rows), _unselected(model, seen))
@@ -103,5 +104,5 @@ def type_name(layer_type):
 
 def weight_types(model):
     "What has a weight of two or more dimensions in `model`, for messages: type name -> how many"
-    types = [type(m).__name__ for m in model.modules() if getattr(getattr(m, 'weight', None), 'ndim', 0) > 1]
+    types = [type(m).__name__ for m in model.modules() if getattr(m._parameters.get('weight'), 'ndim', 0) > 1]
     return {t: types.count(t) for t in dict.fromkeys(types)} or 'no layer with a weight matrix'

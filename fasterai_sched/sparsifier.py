@@ -4,6 +4,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from difflib import get_close_matches
 from math import prod
+from numbers import Real
 import warnings
 
 import torch
@@ -20,7 +21,7 @@ contexts = ('local', 'global')
 
 def check_percent(name, value):
     "ValueError unless `value` is a number from 0 to 100"
-    if isinstance(value, bool) or not isinstance(value, (int, float)) and not hasattr(value, '__float__') or isinstance(value, str):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise ValueError(f"{name}={value!r} is not a number; a sparsity is a percentage, 0 to 100")
     if not 0 <= float(value) <= 100: raise ValueError(f"{name}={value!r} is outside 0 to 100; a sparsity is a percentage")
 
@@ -88,8 +89,8 @@ class Sparsifier:
         if not found: raise ValueError(f"layer_type={type_name(self.layer_type)}: there is none in this {type(self.model).__name__}; "
                                        f"it has {weight_types(self.model)}")
         for n in names or ():
-            if n not in mods: raise ValueError(f"There is no layer {n!r}; close: {get_close_matches(str(n), found) or list(found)}")
-            if n not in found: raise ValueError(f"Layer {n!r} is a {type(mods[n]).__name__}, and layer_type={type_name(self.layer_type)}; "
+            if n not in mods: raise ValueError(f"sparsity or layers names {n!r}: there is no such layer; close: {get_close_matches(str(n), found) or list(found)}")
+            if n not in found: raise ValueError(f"sparsity or layers names {n!r}, which is a {type(mods[n]).__name__}, and layer_type={type_name(self.layer_type)}; "
                                                 f"add its type: layer_type=(nn.Conv2d, nn.Linear), say")
         layers,seen = [],{}
         for n,m in found.items():
@@ -132,6 +133,9 @@ class Sparsifier:
             warnings.warn(f"The weights of layer {l.name!r} are all zero: taken for an initialisation, they stay trainable")
             l.mask,l.dead = None,0
         l.kept = l.dead
+        single = n_zeros(l.weight) - l.dead*l.size
+        if l.dim != [0] and single > .01*l.weight.numel():
+            warnings.warn(f"Layer {l.name!r} has {single:,} single zeros outside of wholly zero groups: with granularity={self.granularity!r} they train")
 
     def save_refs(self):
         "Take the weights as they are for the ones that criteria compare with"
@@ -147,7 +151,7 @@ class Sparsifier:
                 if n not in named: raise ValueError(f"sparsity names {n!r}, which is not selected; close: {get_close_matches(str(n), named) or list(named)}")
             due = {named[n]:s for n,s in sparsity.items()}
         elif isinstance(sparsity, (list, tuple)):
-            if len(sparsity) != len(self.layers): raise ValueError(f"sparsity has {len(sparsity)} values for {len(self.layers)} selected layers: "
+            if len(sparsity) != len(self.layers): raise ValueError(f"sparsity={sparsity!r} has {len(sparsity)} values for {len(self.layers)} selected layers: "
                                                                    f"{[l.name for l in self.layers]}")
             due = dict(zip(self.layers, sparsity))
         else: due = {l:sparsity for l in self.layers}
@@ -157,10 +161,17 @@ class Sparsifier:
         return due
 
     def _scores(self, l):
-        scores = self.criteria(l.weight, l.ref, l.dim, self.generator)
+        try: scores = self.criteria(l.weight, l.ref, l.dim, self.generator)
+        except Exception as e: raise ValueError(f"criteria={self.criteria.__name__} fails for layer {l.name!r}: {type(e).__name__}: {e}") from e
         if scores.sum().isnan() and scores.isnan().any():
             raise ValueError(f"criteria={self.criteria.__name__} gives NaN for layer {l.name!r}: are its weights finite?")
         return scores
+
+    def check_criteria(self):
+        "Score every layer once, for nothing: ValueError now rather than in the midst of training"
+        state = self.generator.get_state()
+        for l in self.layers: self._scores(l)
+        self.generator.set_state(state)
 
     def _set_mask(self, l, keep):
         l.dead = n_zeros(keep)
@@ -190,10 +201,8 @@ class Sparsifier:
         self._after_move(layers)
         return True
 
-    @torch.no_grad()
     def _after_move(self, layers):
-        for l in layers:
-            if l.mask is not None: l.weight.masked_fill_(~l.mask, 0) # inf times 0 would be NaN
+        self.apply_masks(layers)
         if self.criteria.needs_update:
             for l in layers: l.ref = l.weight.detach().clone()
 
@@ -232,7 +241,7 @@ class Sparsifier:
     def apply_masks(self, layers=None):
         "Zero the pruned weights"
         for l in self.layers if layers is None else layers:
-            if l.mask is not None: l.weight.mul_(l.mask)
+            if l.mask is not None: l.weight.masked_fill_(~l.mask, 0) # and not `mul_`: inf times 0 is NaN
 
     @torch.no_grad()
     def mask_grads(self):

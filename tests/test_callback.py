@@ -214,8 +214,8 @@ def with_norm(norm):
 
 BAD_FITS = [
     (dict(sparsity=90), NoConv, r"layer_type=Conv2d: there is none in this NoConv; it has .*'Linear': 1"),
-    (dict(sparsity={'33':90}), tiny_model, r"no layer '33'; close: .*'3'"), (dict(sparsity={'7':90}), tiny_model, r"Layer '7' is a Linear, and layer_type=Conv2d"),
-    (dict(sparsity=[90]), tiny_model, r"1 values for 2 selected layers: \['0', '3'\]"), (dict(sparsity=[90]*3), tiny_model, r'3 values for 2 selected'),
+    (dict(sparsity={'33':90}), tiny_model, r"sparsity or layers names '33': there is no such layer; close: .*'3'"), (dict(sparsity={'7':90}), tiny_model, r"names '7', which is a Linear, and layer_type=Conv2d"),
+    (dict(sparsity=[90]), tiny_model, r"sparsity=\[90\] has 1 values for 2 selected layers: \['0', '3'\]"), (dict(sparsity=[90]*3), tiny_model, r'3 values for 2 selected'),
     (dict(sparsity=90), lambda: with_norm(nn.utils.spectral_norm), r"layer '3' \(.*computed"), (dict(sparsity=90), lambda: with_norm(nn.utils.parametrizations.weight_norm), r"layer '3'"),
     (dict(sparsity=90), lambda: with_norm(nn.utils.parametrizations.spectral_norm), r"layer '3'"),
     (dict(sparsity=90, start_epoch=2), tiny_model, r'start_epoch=2 is beyond this fit of 2 epochs'), (dict(sparsity=90, end_epoch=3), tiny_model, r'end_epoch=3 is beyond'),
@@ -355,6 +355,26 @@ def test_after_an_interruption_the_next_fit_just_works(event, exc, tmp_path):
     learn.remove_cb(cb)
     learn.fit(1)
     assert 'sparsity' not in learn.recorder.metric_names and len(learn.recorder.values[0]) == 3
+
+@pytest.mark.parametrize('exc', [CancelFitException, CancelEpochException, CancelTrainException])
+def test_a_fit_cancelled_before_its_first_batch_reports_what_it_is(exc, capsys):
+    learn = tiny_learner()
+    def cancel(l):
+        if l.training: raise exc('stop')
+    learn.fit(1, cbs=[SparsifyCallback(50), Spy('before_batch', cancel, order=0)])
+    out = lines(capsys)
+    measured = 50 if exc is CancelTrainException else 0 # validation comes next, and its row says 50
+    assert out[-1].split()[3] == str(432*measured//100) and zeros(learn.model) == [108*measured//100, 324*measured//100]
+
+def test_an_interruption_between_an_epochs_report_and_the_next_epoch(capsys):
+    cb = SparsifyCallback(50)
+    learn = tiny_learner(cbs=cb, bar=True)
+    def stop(l):
+        if l.epoch == 0: raise KeyboardInterrupt
+    try: learn.fit(2, cbs=Spy('after_epoch', stop))
+    except KeyboardInterrupt: pass
+    learn.fit(1); learn.fit(1)
+    assert zeros(learn.model) == [54, 162] and column(learn) == [50]
 
 # -- with other callbacks ----------------------------------------------------------------------------------------------------------
 

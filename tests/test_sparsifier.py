@@ -329,15 +329,15 @@ def test_what_is_no_multiple_is_refused(round_to):
 
 @pytest.mark.parametrize('sparsity,expected', [
     ([25, 50], [1, 2]), ((100, 0), [4, 0]), ({'1':75}, [0, 3]), ({'1':25, '0':50}, [2, 1]), ({}, [0, 0]),
-    (np.float32(50), [2, 2]), (np.int64(25), [1, 1]), (tensor(75.), [3, 3]), (50., [2, 2])])
+    (np.float32(50), [2, 2]), (np.int64(25), [1, 1]), (50., [2, 2])])
 def test_sparsity_is_a_number_a_list_or_a_dict(sparsity, expected):
     sp = sparsifier([1, 2, 3, 4], [5, 6, 7, 8])
     sp.sparsify_model(sparsity)
     assert zeros(sp) == dead(sp) == expected
 
 @pytest.mark.parametrize('sparsity,message', [
-    ([50], r"sparsity has 1 values for 2 selected layers: \['enc', 'dec'\]"), ([1, 2, 3], 'sparsity has 3 values for 2'),
-    ([], 'sparsity has 0 values for 2'),
+    ([50], r"sparsity=\[50\] has 1 values for 2 selected layers: \['enc', 'dec'\]"), ([1, 2, 3], 'sparsity=.* has 3 values for 2'),
+    ([], 'sparsity=.* has 0 values for 2'),
     ({'encc':50}, r"sparsity names 'encc', which is not selected; close: \['enc'"), ({'xyz':50}, r"names 'xyz'.*\['enc', 'dec'\]"),
     ({0:50}, 'sparsity names 0'), ({'act':50}, "sparsity names 'act', which is not selected"),
     ([50, 101], "sparsity of 'dec'=101 is outside 0 to 100"), ({'enc':-1}, "sparsity of 'enc'=-1 is outside"),
@@ -385,9 +385,9 @@ def mixed():
 def test_these_layers_are_selected_in_model_order(kwargs, names): assert [l.name for l in Sparsifier(mixed(), **kwargs).layers] == names
 
 @pytest.mark.parametrize('kwargs,message', [
-    (dict(layers=['steem']), r"There is no layer 'steem'; close: \['stem'"),
-    (dict(layers=['qqq']), r"There is no layer 'qqq'; close: \['stem', 'body\.0'\]"),
-    (dict(layers=['head']), "Layer 'head' is a Linear, and layer_type=Conv2d; add its type"), (dict(layers=[]), 'No layer is selected'),
+    (dict(layers=['steem']), r"names 'steem': there is no such layer; close: \['stem'"),
+    (dict(layers=['qqq']), r"names 'qqq': there is no such layer; close: \['stem', 'body\.0'\]"),
+    (dict(layers=['head']), "names 'head', which is a Linear, and layer_type=Conv2d; add its type"), (dict(layers=[]), 'No layer is selected'),
     (dict(layer_type=nn.Conv1d), r"layer_type=Conv1d: there is none in this Sequential; it has \{'Conv2d': 2, 'Linear': 1\}"),
     (dict(layer_type=(nn.Conv1d, nn.ConvTranspose2d)), 'layer_type=Conv1d or ConvTranspose2d: there is none'),
     (dict(layer_type='Conv2d'), "layer_type='Conv2d' must be a class of layers"), (dict(layer_type=nn.Conv2d(1, 1, 1)), 'must be a class'),
