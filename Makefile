@@ -18,7 +18,8 @@ test: .venv/ok         ## Lint, then every test
 	$(PY) -m pytest
 
 docs-run: .venv/ok     ## Execute the pages as they stand and keep their output
-	$(PY) tests/pages.py
+	cd nbs && ../$(PY) -m nbconvert --to notebook --execute --inplace *.ipynb
+	.venv/bin/nbdev-clean
 
 clean:
 	rm -rf .venv build dist *.egg-info schedules.png

@@ -171,7 +171,7 @@ class SparsifyCallback(Callback):
         sp.mask_state(self._opt_state) # of zeros found at the start
         self._on,self._epoch_report = bool(sp.active),None
         if not self._on:
-            if not self._warned: warnings.warn(f"SparsifyCallback does nothing: none of the {len(sp.layers)} selected layers trains (all are frozen)")
+            if not self._warned: warnings.warn(f"SparsifyCallback does nothing for now: none of the {len(sp.layers)} selected layers trains (all are frozen)")
             self._warned = True
             return
         if not self._announced: self._announce()

@@ -86,7 +86,7 @@ def sparsity_report(
     names=None,              # Count only the layers of these names; None: all of that type
     frozen=()                # Names to list as frozen, outside the sum
 ) -> Report:                 # Prints as the seed's table; a table with names in a notebook; `.to_df()`
-    "Count the zeros in the layers of a model. A weight that two layers share is counted once; raises ValueError if there is no such layer"
+    "Count the zeros in the layers of a model. A weight that two layers share is counted once, one that is computed (spectral_norm) not at all; raises ValueError if there is no such layer"
     rows,seen = [],set()
     for i,(n,m) in enumerate(model.named_modules()):
         if not isinstance(m, layer_type) or names is not None and n not in names: continue

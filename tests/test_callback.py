@@ -366,6 +366,72 @@ def test_a_fit_cancelled_before_its_first_batch_reports_what_it_is(exc, capsys):
     measured = 50 if exc is CancelTrainException else 0 # validation comes next, and its row says 50
     assert out[-1].split()[3] == str(432*measured//100) and zeros(learn.model) == [108*measured//100, 324*measured//100]
 
+def test_a_refused_fit_leaves_validation_as_it_was():
+    learn = tiny_learner(cbs=SparsifyCallback({'9':50}))
+    with pytest.raises(ValueError, match="names '9'"): learn.fit(1)
+    assert len(learn.validate()) == 2
+
+def test_given_twice_the_learner_is_left_without_it_and_works():
+    cb = SparsifyCallback(50)
+    learn = tiny_learner(cbs=cb)
+    with pytest.raises(ValueError, match='twice'): learn.fit(1, cbs=cb)
+    learn.fit(1)
+    assert zeros(learn.model) == [0, 0] and len(learn.validate()) == 2
+
+def test_layers_that_freeze_midway_keep_their_zeros_and_the_rows_their_width(capsys):
+    learn,rows = tiny_learner(),[]
+    learn.logger = rows.append
+    freeze = Spy('before_epoch', lambda l: [m.weight.requires_grad_(l.epoch == 0) for m in convs(l.model)])
+    learn.fit(3, cbs=[SparsifyCallback(50, schedule=one_shot, start_epoch=0), freeze])
+    assert zeros(learn.model) == [54, 162] and all(len(r) == len(learn.recorder.metric_names) for r in rows)
+    assert sum(l.endswith('frozen') for l in lines(capsys)) == 2
+
+def test_an_inert_fit_by_name_has_no_column():
+    learn = tiny_learner(frozen_first(tiny_model()))
+    with pytest.warns(UserWarning, match='does nothing'): fit(SparsifyCallback({'0':50}), learn=learn)
+    assert 'sparsity' not in learn.recorder.metric_names
+
+def test_zeros_found_at_the_start_have_no_averages_either():
+    learn = tiny_learner()
+    learn.fit(1)
+    fs.Sparsifier(learn.model).sparsify_model(70)
+    learn.fit(2, cbs=SparsifyCallback(50, schedule='lin'))
+    for m in convs(learn.model):
+        for k in ('grad_avg', 'sqr_avg'): assert not learn.opt.state[m.weight][k][m.weight == 0].any()
+
+def test_a_short_epochs_row_has_the_sparsity_in_its_column(tmp_path):
+    learn = tiny_learner(path=tmp_path)
+    learn.fit(2, cbs=[SparsifyCallback(50, schedule='lin'), ShortEpochCallback(pct=.5), CSVLogger()])
+    assert pd.read_csv(tmp_path/'history.csv').sparsity.tolist() == [25, 50]
+
+def test_a_dicts_order_is_that_of_what_is_printed(capsys):
+    fit(SparsifyCallback({'3':50, '0':25}, schedule='lin'))
+    out = lines(capsys)
+    assert 'Sparsity at the end of epoch 1: [50.0, 25.0]%' in out and 'Final Sparsity: [50.0, 25.0]%' in out
+
+@pytest.mark.parametrize('criterion,match', [(lambda w: w.abs().sum(), r'criteria=.* fails for layer \'0\'.*a score for each weight'), (lambda w: w*float('nan'), r'gives NaN for layer'),
+    (lambda w: 1/0, r"fails for layer '0': ZeroDivisionError")])
+def test_a_criterion_that_fails_is_found_before_training(criterion, match):
+    learn = tiny_learner()
+    before = learn.model[0].weight.detach().clone()
+    with pytest.raises(ValueError, match=match): fit(SparsifyCallback(50, criteria=criterion), learn=learn)
+    assert torch.equal(learn.model[0].weight, before)
+
+def test_a_fit_that_ends_before_its_rewind_epoch_says_so():
+    stop = Spy('after_epoch', lambda l: (_ for _ in ()).throw(CancelFitException()))
+    with pytest.warns(UserWarning, match='ended before rewind_epoch=2'): tiny_learner().fit(4, cbs=[SparsifyCallback(50, rewind_epoch=2, reset_end=True), stop])
+
+def test_rewinding_a_part_rewinds_the_whole_model(tmp_path):
+    model = nn.Sequential(tiny_model()[:3], tiny_model()[3:])
+    learn = tiny_learner(model, path=tmp_path)
+    saved = {k:v.clone() for k,v in model.state_dict().items()}
+    cb = SparsifyCallback(50, model=model[1], save_tickets=True)
+    fit(cb, learn=learn)
+    cb.rewind()
+    ticket = torch.load(tmp_path/'models'/'winning_ticket_50.00.pth', weights_only=True)
+    for k,v in model.state_dict().items():
+        assert torch.equal(v, saved[k]*cb.sparsifier.masks['3'] if k == '1.3.weight' else saved[k]) and torch.equal(v, ticket[k])
+
 def test_an_interruption_between_an_epochs_report_and_the_next_epoch(capsys):
     cb = SparsifyCallback(50)
     learn = tiny_learner(cbs=cb, bar=True)
