@@ -10,7 +10,7 @@ s = cfg['DEFAULT']
 
 setup(
     name=s['lib_name'], version=s['version'], description=s['description'], keywords=s['keywords'], author=s['author'],
-    license=s['license'], url=s['git_url'], python_requires=f">={s['min_python']}",
+    license=s['license'], python_requires=f">={s['min_python']}",
     long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
     packages=find_packages(include=['fasterai_sched*']),
     install_requires=s['requirements'].split(), extras_require=dict(dev=s['dev_requirements'].split()))

@@ -90,6 +90,7 @@ class SparsifyCallback(Callback):
         if target is None and is_absolute(self.schedule): target = self.schedule(0, 100, 1.)
         if target is None: raise ValueError("sparsity=None: give the target in percent, such as sparsity=90")
         self._check_sparsity(target, start_sparsity, context)
+        if isinstance(layer_type, list): layer_type = tuple(layer_type)
         check_choices(granularity, context, layer_type, round_to, nm)
         for n,v in dict(rewind_epoch=rewind_epoch, start_epoch=start_epoch).items(): _check_epoch(n, v)
         _check_epoch('end_epoch', end_epoch, 1)
@@ -208,7 +209,8 @@ class SparsifyCallback(Callback):
     def _window(self):
         "The schedule in this fit's window"
         n,start,end = self.n_epoch,self.start_epoch,self.end_epoch
-        if start is not None and start >= n: raise ValueError(f"start_epoch={start} is beyond this fit of {n} epochs, 0 to {n-1}")
+        if start is not None and start >= n: raise ValueError(f"start_epoch={start} is beyond this fit of {n} epochs, 0 to {n-1} "
+                                                                "(the two phases of fine_tune are two fits)")
         if end is not None and end > n: raise ValueError(f"end_epoch={end} is beyond this fit of {n} epochs: the last it may be is {n}")
         if start is not None and end is None and start/n >= self.schedule.end_pct:
             raise ValueError(f"start_epoch={start} comes after the schedule ends, at {self.schedule.end_pct:.0%} of {n} epochs: give end_epoch too")
@@ -350,7 +352,7 @@ class SparsifyCallback(Callback):
 
     def rewind(self):
         "Put the model back to the weights saved at `rewind_epoch`, pruned ones 0: the lottery ticket. The optimizer forgets its averages"
-        if self._saved is None: raise RuntimeError(f"No weights are saved: rewind_epoch={self.rewind_epoch!r}, and a fit must have begun before that epoch")
+        if self._saved is None: raise RuntimeError(f"No weights are saved: rewind_epoch={self.rewind_epoch!r}, and no fit with this callback has trained that epoch")
         model,opt = self._trained
         model.load_state_dict(self._saved)
         self.sparsifier.apply_masks()

@@ -218,6 +218,7 @@ def plot_schedules(
 ):                       # The axes
     "Draw how the sparsity rises over a fit of `n_epoch` epochs, a curve a schedule"
     from .plots import plot_curves
+    if len(scheds) == 1 and isinstance(scheds[0], (list, tuple)): scheds = scheds[0]
     def curve(s):
         s = windowed(s, None if start_epoch is None else start_epoch/n_epoch, None if end_epoch is None else end_epoch/n_epoch)
         check_schedule(s, start_sparsity, sparsity)

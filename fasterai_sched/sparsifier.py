@@ -34,7 +34,7 @@ def check_choices(granularity, context, layer_type, round_to, nm):
         Granularities.get_dim(t, granularity)
     if context not in contexts: raise ValueError(f"context={context!r} is not one of {list(contexts)}")
     check_round_to(round_to)
-    if nm: raise ValueError(f"nm={nm!r}: N:M patterns are not supported; leave nm=False")
+    if nm: raise ValueError(f"nm={nm!r}: N:M patterns are not supported; leave nm=False (and give layer_type by name: nm comes before it)")
 
 def check_round_to(round_to):
     "ValueError unless `round_to` is None or a whole number of at least 1"
@@ -71,6 +71,7 @@ class Sparsifier:
         layers=None                 # Names of the layers to make sparse, all of that type; None: every one
     ):
         "Raises ValueError for an unknown word, for no layer of that type, and for a weight that is computed (spectral_norm, weight_norm)"
+        if isinstance(layer_type, list): layer_type = tuple(layer_type)
         check_choices(granularity, context, layer_type, None, nm)
         self.model,self.granularity,self.context,self.layer_type = model,granularity,context,layer_type
         self.criteria  = as_criteria(criteria)

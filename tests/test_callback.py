@@ -661,3 +661,7 @@ def test_masks_go_with_the_callback():
     del cb
     gc.collect()
     assert held and all(r() is None for r in held) and zeros(learn.model) == [54, 162]
+
+def test_layer_types_may_be_a_list():
+    learn = fit(SparsifyCallback(50, layer_type=[nn.Conv2d, nn.Linear]))
+    assert zeros(learn.model, (nn.Conv2d, nn.Linear)) == [54, 162, 9]

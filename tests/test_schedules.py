@@ -331,3 +331,8 @@ def test_plot_schedules_draws_a_curve_a_schedule_even_where_names_are_the_same(s
 def test_plot_schedules_refuses_what_a_fit_would():
     with pytest.raises(ValueError, match='schedule=sched_no never leaves 0'): plot_schedules(sched_no)
     with pytest.raises(ValueError, match='is not a schedule'): plot_schedules('agpp')
+
+def test_a_list_of_schedules_is_drawn_like_its_members():
+    from fasterai_sched import plot_schedules
+    labels = lambda ax: [t.get_text() for t in ax.get_legend().get_texts()]
+    assert labels(plot_schedules([agp, cos])) == labels(plot_schedules(agp, cos)) == ['agp', 'cos']
