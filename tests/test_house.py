@@ -60,6 +60,8 @@ def test_one_version_one_list_of_names():
     cfg.read(ROOT/'settings.ini')
     assert cfg['DEFAULT']['version'] == fasterai_sched.__version__
     assert f"## {fasterai_sched.__version__}" in (ROOT/'CHANGELOG.md').read_text(encoding='utf-8')
+    pyproject = (ROOT/'pyproject.toml').read_text(encoding='utf-8') # nbdev reads these two there
+    assert f'name = "{cfg["DEFAULT"]["lib_name"]}"' in pyproject and f'requires-python = ">={cfg["DEFAULT"]["min_python"]}"' in pyproject
     space = {}
     exec('from fasterai_sched import *', space)
     assert set(fasterai_sched.__all__) == set(space) - {'__builtins__'} and len(set(fasterai_sched.__all__)) == len(fasterai_sched.__all__)
