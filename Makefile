@@ -18,8 +18,7 @@ test: .venv/ok         ## Lint, then every test
 	$(PY) -m pytest
 
 docs-run: .venv/ok     ## Execute the pages as they stand and keep their output
-	cd nbs && ../$(PY) -m nbconvert --to notebook --execute --inplace *.ipynb
-	.venv/bin/nbdev-clean
+	$(PY) nbs/run_pages.py
 
 clean:
 	rm -rf .venv build dist *.egg-info schedules.png

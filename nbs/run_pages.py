@@ -1,0 +1,42 @@
+"""Execute the pages beside this file, and keep their output without what differs from run to run and from machine to machine.
+
+    python nbs/run_pages.py               every page
+    python nbs/run_pages.py --strip-only  keep the output as it is, and only strip it
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+import nbformat
+from nbconvert.preprocessors import ExecutePreprocessor
+
+def strip(nb):
+    "Without times, warnings, progress bars' styles and the execution's own metadata; printed lines in one piece"
+    for i,cell in enumerate(nb.cells):
+        cell.id = f'cell-{i:02d}'
+        cell.metadata = {}
+        if cell.cell_type != 'code': continue
+        cell.execution_count,outputs = None,[]
+        for o in cell.outputs:
+            if o.get('name') == 'stderr' or '<style>' in ''.join(o.get('data', {}).get('text/html', '')): continue
+            if 'execution_count' in o: o.execution_count = None
+            for mime,text in o.get('data', {}).items():
+                if mime.startswith('text/'): o.data[mime] = re.sub(r'(<td>|\| )\d\d:\d\d(?=</td>| \|)', r'\1', text)
+            if o.output_type == 'stream' and outputs and outputs[-1].output_type == 'stream': outputs[-1].text += o.text
+            else: outputs.append(o)
+        cell.outputs = outputs
+    nb.metadata = dict(kernelspec=dict(display_name='python3', language='python', name='python3'))
+    return nb
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--strip-only', action='store_true')
+    only = p.parse_args().strip_only
+    for path in sorted(Path(__file__).parent.glob('*.ipynb')):
+        nb = nbformat.read(path, as_version=4)
+        if not only: ExecutePreprocessor(timeout=None, kernel_name='python3').preprocess(nb, {'metadata':{'path':str(path.parent)}})
+        nbformat.write(strip(nb), path)
+        print(path.name)
+
+if __name__ == '__main__': main()
