@@ -12,7 +12,7 @@ def cells(page, kind): return [c for c in json.loads(page.read_text(encoding='ut
 @pytest.mark.parametrize('page', PAGES, ids=lambda p: p.stem)
 def test_the_code_of_the_page_runs(page, monkeypatch):
     whole = sklearn.datasets.load_digits()
-    few = type(whole)(images=whole.images[:100], target=whole.target[:100])
+    few = type(whole)(images=whole.images[:200], target=whole.target[:200]) # one batch of 128 an epoch
     monkeypatch.setattr(sklearn.datasets, 'load_digits', lambda: few)
     space = {'__name__':'__main__'}
     for i,c in enumerate(cells(page, 'code')): exec(compile(''.join(c['source']), f'{page.name} code cell {i}', 'exec'), space)
