@@ -376,7 +376,8 @@ class SparsifyCallback(Callback):
         if self.save_tickets: self._save_ticket()
 
     def _log_row(self, step, kind, measured):
-        self._rows.append((step, self.epoch, kind, self._asked_weights()[0]/max(self._asked_weights()[1], 1)*100, measured))
+        asked,of = self._asked_weights()
+        self._rows.append((step, self.epoch, kind, asked/max(of, 1)*100, measured))
 
     @property
     def history(self):
