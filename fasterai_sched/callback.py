@@ -16,6 +16,7 @@ from fastcore.imports import in_notebook
 from .criteria import as_criteria, large_final
 from .schedules import agp, as_schedule, check_schedule, is_absolute, windowed
 from .sparsifier import Sparsifier, check_choices, check_percent
+from .tickets import Snapshot
 from . import plots
 
 __all__ = ['SparsifyCallback']
@@ -38,9 +39,15 @@ def _either(new, old, **words):
     if new is not None and old is not None: raise ValueError(f"{' and '.join(f'{k}={v!r}' for k,v in words.items())} are two words for one thing: give one")
     return old if new is None else new
 
+def _check_unused(**words):
+    "ValueError if any is given that only pruning has a use for"
+    for k,v in words.items():
+        if v not in (None, 0, False): raise ValueError(f"{k}={v!r} is of no use with keep_zeros=True alone, which prunes nothing more: give a sparsity too, or leave it out")
+
 def _unwrap(model):
     "The model inside what DistributedDataParallel and torch.compile wrap around it"
-    return get_model(getattr(model, '_orig_mod', model))
+    while (inner := get_model(getattr(model, '_orig_mod', model))) is not model: model = inner
+    return model
 
 def _values(x): return list(x.values()) if isinstance(x, dict) else list(x) if isinstance(x, (list, tuple)) else [x]
 
@@ -52,13 +59,18 @@ def _brackets(x):
     "`[90]`, `[29.71]`, `[10, 20.0]`: an int as it is, a float with two decimals at most"
     return str([v if isinstance(v, int) else round(float(v), 2) for v in _values(x)])
 
+class _AfterAll(Callback):
+    "The end of a SparsifyCallback's fit, after SaveModel (61) has reloaded its best. Comes to a learner and goes with its callback"
+    order = 1000
+    def __init__(self, end): self.end = end
+    def after_fit(self): self.end()
+
 class SparsifyCallback(Callback):
     "Train a sparse model: at each step as sparse as `schedule` says, at the end exactly as sparse as was asked"
     order,run_valid,remove_on_fetch,_only_train_loop = 55,False,True,True # after Recorder (50), before what writes its table (60)
-    _last = 1000                                                          # in after_fit: after SaveModel (61) has reloaded its best
-    _stateattrs = ('sparsifier','_saved','_trained','order')                          # what `learn.export` leaves behind
-    sparsifier = _saved = _trained = _due = _epoch_report = None
-    _fresh = _on = _announced = _warned = _moving = _moved = _column = False
+    _stateattrs = ('sparsifier','_snapshot')                              # what `learn.export` leaves behind
+    sparsifier = _snapshot = _due = _epoch_report = _learn = _column = None
+    _fresh = _on = _announced = _warned = _moving = _moved = False
 
     def __init__(self,
         sparsity=None,            # Target in percent, 0 to 100: a number, a list (one a selected layer, in model order) or a dict of layer names
@@ -80,6 +92,7 @@ class SparsifyCallback(Callback):
         start_epoch:int=None,     # First epoch that prunes, instead of the schedule's own start
         end_epoch:int=None,       # The target is reached on the last batch before this epoch, instead of the schedule's own end
         sched_func=None,          # The older word for `schedule`
+        keep_zeros:bool=False,    # Keep all that is 0 when the fit begins, wholly zero layers too. Without a sparsity: and prune nothing more
         verbose:bool=True         # Print the sparsity of each epoch and the report (the table's column is there anyway)
     ):
         "Raises ValueError, here or before the first batch, for whatever can't be done as asked"
@@ -88,8 +101,9 @@ class SparsifyCallback(Callback):
         sched  = _either(None if schedule is _agp else schedule, sched_func, schedule=schedule, sched_func=sched_func)
         self.schedule,self.criteria = as_schedule(agp if sched is None else sched),as_criteria(criteria)
         if target is None and is_absolute(self.schedule): target = self.schedule(0, 100, 1.)
-        if target is None: raise ValueError("sparsity=None: give the target in percent, such as sparsity=90")
-        self._check_sparsity(target, start_sparsity, context)
+        if target is not None: self._check_sparsity(target, start_sparsity, context)
+        elif not keep_zeros: raise ValueError("sparsity=None: give the target in percent, such as sparsity=90, or keep_zeros=True to keep what is zero")
+        else: _check_unused(schedule=sched, start_sparsity=start_sparsity, start_epoch=start_epoch, end_epoch=end_epoch, round_to=round_to, lth=lth)
         if isinstance(layer_type, list): layer_type = tuple(layer_type)
         check_choices(granularity, context, layer_type, round_to, nm)
         for n,v in dict(rewind_epoch=rewind_epoch, start_epoch=start_epoch).items(): _check_epoch(n, v)
@@ -102,7 +116,8 @@ class SparsifyCallback(Callback):
         self.sparsity,self.start_sparsity,self.granularity,self.context,self.round_to = target,start_sparsity,granularity,context,round_to
         self.layer_type,self.start_epoch,self.end_epoch,self.verbose = layer_type,start_epoch,end_epoch,verbose
         self.lth,self.rewind_epoch,self.reset_end,self.save_tickets = lth,rewind_epoch,reset_end,save_tickets
-        self.sparse_model,self._rows = model,[] # not `model`: that would hide learn.model
+        self.keep_zeros,self.sparse_model,self._rows = keep_zeros,model,[] # not `model`: that would hide learn.model
+        self._after_all = _AfterAll(self._end_fit)
 
     def _check_sparsity(self, target, start, context):
         if isinstance(target, (list, tuple, dict)):
@@ -117,6 +132,16 @@ class SparsifyCallback(Callback):
         for v in dict.fromkeys(_values(target)): check_schedule(self.schedule, start, v)
 
     # -- a fit begins ------------------------------------------------------------------------------------------------------------
+
+    @property
+    def learn(self):
+        "The learner. Set when the callback comes to one and when it goes, in whatever way: its `_AfterAll` does the same"
+        return self._learn
+    @learn.setter
+    def learn(self, learn):
+        while self._learn is not None and self._after_all in self._learn.cbs: self._learn.remove_cb(self._after_all)
+        self._learn = learn
+        if learn is not None: learn.add_cb(self._after_all)
 
     # validate, get_preds and their kin hold the learner's lock, and may come from another callback in the midst of a fit
     @property
@@ -137,10 +162,9 @@ class SparsifyCallback(Callback):
         if sum(cb is self for cb in self.learn.cbs) > 1:
             self.learn.cbs.remove(self) # fastai takes away one more: the learner is left without, and works
             raise ValueError("This SparsifyCallback is in the learner twice: give it to Learner(cbs=) or to fit(cbs=), or make a second one")
-        in_time = self.order == type(self).order # not if the last fit was interrupted in after_epoch: then the header is written already
-        self.order,self._fresh = type(self).order,True
-        self._on = self._announced = self._warned = self._moved = self._column = False
-        if in_time and self._recorder is not None and not self._finding_lr and self._may_train(): self._add_column()
+        self._fresh,self._column = True,None
+        self._on = self._announced = self._warned = self._moved = False
+        if self._recorder is not None and not self._finding_lr and self._may_train(): self._add_column()
 
     def _may_train(self):
         "Whether a layer that would be selected trains; no errors yet"
@@ -148,20 +172,20 @@ class SparsifyCallback(Callback):
                    and not (isinstance(self.sparsity, dict) and n not in self.sparsity) for n,m in self._part.named_modules())
 
     def _add_column(self):
+        "Of a second SparsifyCallback it is `sparsity_2`"
         names = self._recorder.metric_names
-        names.insert(names.index('time') if 'time' in names else len(names), 'sparsity')
-        self._column = True
+        self._column = next(n for i in range(1, len(names) + 2) if (n := f'sparsity_{i}' if i > 1 else 'sparsity') not in names)
+        names.insert(names.index('time') if 'time' in names else len(names), self._column)
 
     def before_validate(self):
         "Give the column back if nothing was trained before: this is no fit"
         if not self._fresh or not self._column: return
         names = getattr(self._recorder, 'metric_names', [])
-        if 'sparsity' in names: names.remove('sparsity') # another before_fit, of a validation, may have done so
-        self._column = False
+        if self._column in names: names.remove(self._column) # another before_fit, of a validation, may have done so
+        self._column = None
 
     def before_epoch(self):
-        if self._predicting: return
-        self.order,self._on = type(self).order,False # on when it trains: skipped epochs don't
+        if not self._predicting: self._on = False # on when it trains: skipped epochs don't
 
     def before_train(self):
         "The fit's first: choose the layers, check, announce"
@@ -169,6 +193,7 @@ class SparsifyCallback(Callback):
         if self._fresh: self._setup()
         sp = self.sparsifier
         if sp.refresh_frozen(): self._due = None
+        self._find_masters()
         sp.mask_state(self._opt_state) # of zeros found at the start
         self._on,self._epoch_report = bool(sp.active),None
         if not self._on:
@@ -178,7 +203,7 @@ class SparsifyCallback(Callback):
         if not self._announced: self._announce()
         if self.epoch == self.rewind_epoch:
             self._print(f'Saving Weights at epoch {self.epoch}')
-            self._saved = {k:v.detach().cpu().clone() for k,v in self._whole.state_dict().items()}
+            self._snapshot = Snapshot(self._whole, self.learn.opt)
             sp.save_refs()
 
     @property
@@ -190,10 +215,29 @@ class SparsifyCallback(Callback):
         mine = set(map(id, self._whole.parameters()))
         if not any(id(p) in mine for p in self._part.parameters()): raise ValueError("model= has no parameter in common with the learner's model")
         self.sparsifier = Sparsifier(self._part, self.granularity, self.context, self.criteria, layer_type=self.layer_type,
-                                     layers=list(self.sparsity) if isinstance(self.sparsity, dict) else None)
-        self.sparsifier.due(self.sparsity) # a list of the wrong length is found here,
+                                     layers=list(self.sparsity) if isinstance(self.sparsity, dict) else None, keep_zeros=self.keep_zeros)
+        self._target = 0 if self.sparsity is None else self.sparsity
+        self.sparsifier.due(self._target)  # a list of the wrong length is found here,
         self.sparsifier.check_criteria()   # and a criterion that fails, before anything is trained
-        self._fresh,self._due,self._saved,self._rows,self._moving,self._trained = False,None,None,[],True,(self._whole, self.learn.opt)
+        self._check_overlap()
+        self._fresh,self._due,self._snapshot,self._rows,self._moving = False,None,None,[],True
+
+    def _check_overlap(self):
+        mine = {id(l.weight):l.name for l in self.sparsifier.layers}
+        for cb in self.learn.cbs:
+            if not isinstance(cb, SparsifyCallback) or cb is self or cb._fresh or cb.sparsifier is None: continue
+            both = [mine[id(l.weight)] for l in cb.sparsifier.layers if id(l.weight) in mine]
+            if both: raise ValueError(f"Two SparsifyCallbacks select the same layers, {both}: give each its own, by layer_type= or a dict of names as sparsity=")
+
+    def _find_masters(self):
+        "Where the optimizer steps copies of the weights (fp32 masters), find each layer's"
+        stepped = [p for g in self.learn.opt.param_lists for p in g]
+        if {id(l.weight) for l in self.sparsifier.layers} & {id(p) for p in stepped}: masters = {}
+        else:
+            own = [p for g in self.learn.splitter(self._whole) for p in ([g] if isinstance(g, nn.Parameter) else g)]
+            if len(own) != len(stepped): own = [p for p in own if p.requires_grad]
+            masters = {id(p):q for p,q in zip(own, stepped) if p.shape == q.shape} if len(own) == len(stepped) else {}
+        for l in self.sparsifier.layers: l.master = masters.get(id(l.weight))
 
     def _announce(self):
         self._window()
@@ -203,7 +247,8 @@ class SparsifyCallback(Callback):
         if self.rewind_epoch is not None and self.rewind_epoch >= self.n_epoch:
             raise ValueError(f"rewind_epoch={self.rewind_epoch} is beyond this fit of {self.n_epoch} epochs, 0 to {self.n_epoch-1}")
         if self.lth: self._check_lth()
-        self._print(f'Pruning of {self.granularity} until a sparsity of {_brackets(self.sparsity)}%')
+        if self.sparsity is None: self._print(f'Keeping the zeros of {self.granularity}: a sparsity of {_brackets(self.sparsifier.sparsity)}%')
+        else: self._print(f'Pruning of {self.granularity} until a sparsity of {_brackets(self.sparsity)}%')
         self._announced = True
 
     def _window(self):
@@ -235,11 +280,12 @@ class SparsifyCallback(Callback):
             s = self._windowed(self.start_sparsity, end, pct)
             if not isinstance(s, int): s = float(s)
             return min(max(s, 0), 100) if -1e-9 <= s <= 100 + 1e-9 else s # what is further out is refused by the sparsifier
-        return _like(self.sparsity, due)
+        return _like(self._target, due)
 
     @property
     def _in_force(self):
-        "The sparsity asked last; before the first batch, what the epoch began with"
+        "The sparsity asked last; before the first batch, what the epoch began with; where zeros are only kept, theirs"
+        if self.sparsity is None: return self.sparsifier.sparsity
         return self._due_at(self.epoch/self.n_epoch) if self._due is None else self._due
 
     def _move(self, pct, step):
@@ -256,7 +302,7 @@ class SparsifyCallback(Callback):
     def before_batch(self):
         "Prune for the step about to be taken, once a step"
         if not self._on or not self._moving: return
-        step = self.epoch*self.n_iter + self.iter + 1
+        step = self.epoch*self.n_iter + min(self.iter + 1, self.n_iter) # a dataloader may give more than its length says
         self._move(step/(self.n_epoch*self.n_iter), step)
 
     def after_backward(self):
@@ -295,7 +341,6 @@ class SparsifyCallback(Callback):
         self._log_row((self.epoch + 1)*len(self.learn.dls.train), 'epoch', rep.sparsity)
         if self._moved: self._restart_trackers()
         self._on = self._moved = False
-        if self.epoch == self.n_epoch - 1: self.order = self._last
 
     def _restart_trackers(self):
         "The best so far was another, denser model's: what SaveModel, EarlyStopping and ReduceLROnPlateau keep starts anew"
@@ -304,7 +349,6 @@ class SparsifyCallback(Callback):
 
     def after_cancel_fit(self):
         if self._on: self.sparsifier.apply_masks()
-        self.order = self._last
 
     def _measured(self, rep):
         "The measured sparsity in the form of `sparsity`: of all layers, or of each"
@@ -314,22 +358,22 @@ class SparsifyCallback(Callback):
 
     # -- a fit ends --------------------------------------------------------------------------------------------------------------
 
-    def after_fit(self):
+    def _end_fit(self):
         "Report on the model the user is left with"
         if self._predicting: return
-        self.order,self._on,self._fresh = type(self).order,False,False
+        self._on = self._fresh = False
         if not self._announced: return
         self._announced = False
-        if (self.save_tickets or self.reset_end) and self._saved is None:
+        if (self.save_tickets or self.reset_end) and self._snapshot is None:
             warnings.warn(f"The fit ended before rewind_epoch={self.rewind_epoch}: no weights are saved, so there is nothing to rewind to and no ticket")
         else:
             if self.save_tickets: self._save_ticket()
             if self.reset_end: self.rewind()
+        if self._quiet: return
         rep = self.sparsifier.report()
         off = f' (measured {_brackets(self._measured(rep))}%)' if self._is_off(rep) else ''
-        self._print(f'Final Sparsity: {_brackets(self._in_force)}%{off}')
-        if self._quiet: return
-        if not in_notebook(): return self.sparsifier.print_sparsity()
+        print(f'Final Sparsity: {_brackets(self._in_force)}%{off}')
+        if not in_notebook(): return print(f'\nSparsity Report:\n{rep}')
         from IPython.display import display
         print('\nSparsity Report:')
         display(rep)
@@ -340,8 +384,8 @@ class SparsifyCallback(Callback):
 
     def _asked_weights(self):
         "How many weights the sparsity in force asks for, and of how many"
-        due = {l:float(s) for l,s in self.sparsifier.due(self._in_force).items() if not l.frozen}
-        return sum(s/100*l.weight.numel() for l,s in due.items()),sum(l.weight.numel() for l in due)
+        due = {l:float(s)*l.weight.numel() for l,s in self.sparsifier.due(self._in_force).items() if not l.frozen}
+        return sum(due.values())/100,sum(l.weight.numel() for l in due)
 
     # -- afterwards --------------------------------------------------------------------------------------------------------------
 
@@ -352,23 +396,14 @@ class SparsifyCallback(Callback):
 
     def rewind(self):
         "Put the model back to the weights saved at `rewind_epoch`, pruned ones 0: the lottery ticket. The optimizer forgets its averages"
-        if self._saved is None: raise RuntimeError(f"No weights are saved: rewind_epoch={self.rewind_epoch!r}, and no fit with this callback has trained that epoch")
-        model,opt = self._trained
-        model.load_state_dict(self._saved)
-        self.sparsifier.apply_masks()
-        opt.clear_state()
-
-    def _ticket(self):
-        "The saved weights under the masks of now, as a `state_dict`"
-        by_weight = {id(l.weight):l.mask for l in self.sparsifier.layers if l.mask is not None}
-        masks = {k:by_weight[id(p)] for k,p in self._trained[0].named_parameters(remove_duplicate=False) if id(p) in by_weight}
-        return {k:v*masks[k].cpu() if k in masks else v for k,v in self._saved.items()}
+        if self._snapshot is None:
+            raise RuntimeError(f"No weights are saved: rewind_epoch={self.rewind_epoch!r}, and no fit with this callback has trained that epoch")
+        self._snapshot.rewind(self.sparsifier)
 
     def _save_ticket(self):
         path = self.learn.path/self.learn.model_dir/f'winning_ticket_{self.sparsifier.sparsity:.2f}.pth'
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._print(f'Saving ticket {path.name}')
-        torch.save(self._ticket(), path)
+        self._snapshot.save(path, self.sparsifier)
 
     def _rewind_to_ticket(self):
         self._print(f'Resetting Weights to their epoch {self.rewind_epoch} values')

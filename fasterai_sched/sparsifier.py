@@ -41,6 +41,11 @@ def check_round_to(round_to):
     if round_to is not None and (isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1):
         raise ValueError(f"round_to={round_to!r} must be a whole number of at least 1, or None")
 
+def _plain_name(name):
+    "A parameter's name without what DistributedDataParallel, torch.compile and AveragedModel put before it"
+    while name.startswith(('module.', '_orig_mod.')): name = name.split('.', 1)[1]
+    return name
+
 @dataclass(eq=False)
 class _Layer:
     "A selected layer and what is held about it"
@@ -49,10 +54,13 @@ class _Layer:
     dead:int=0       # groups that `mask` prunes
     kept:int=0       # groups that were zero at the start: they stay so until the schedule falls
     ref:Tensor=None  # what the criterion compares with
+    master:Tensor=None # the optimizer's own copy of the weight, where it steps one (fp32 masters)
     frozen:bool=False
 
     @property
     def weight(self): return self.module.weight
+    @property
+    def copies(self): return [self.weight] if self.master is None else [self.weight, self.master]
     @property
     def size(self): return prod(self.weight.shape[d-1] for d in self.dim if d) # weights in a group
     @property
@@ -68,13 +76,14 @@ class Sparsifier:
         nm:bool=False,              # Not supported; here for the order of arguments
         layer_type=nn.Conv2d,       # Type of the layers to make sparse, or a tuple of types
         *,
-        layers=None                 # Names of the layers to make sparse, all of that type; None: every one
+        layers=None,                # Names of the layers to make sparse, all of that type; None: every one
+        keep_zeros:bool=False       # Whether a wholly zero weight is pruned and stays so, and not an initialisation to train
     ):
         "Raises ValueError for an unknown word, for no layer of that type, and for a weight that is computed (spectral_norm, weight_norm)"
         if isinstance(layer_type, list): layer_type = tuple(layer_type)
         check_choices(granularity, context, layer_type, None, nm)
         self.model,self.granularity,self.context,self.layer_type = model,granularity,context,layer_type
-        self.criteria  = as_criteria(criteria)
+        self.criteria,self.keep_zeros = as_criteria(criteria),keep_zeros
         self.generator = torch.Generator().manual_seed(42) # its own, so that the global random state stays as it was
         self.layers    = self._select(layers)
         self._asked    = {} # layer name, or None for all of them -> (percent, groups to prune) asked last
@@ -130,8 +139,8 @@ class Sparsifier:
         alive = l.weight.detach() != 0
         if l.dim != [0]: alive = alive.any(dim=tuple(d-1 for d in l.dim), keepdim=True)
         self._set_mask(l, alive.contiguous())
-        if l.dead == l.n:
-            warnings.warn(f"The weights of layer {l.name!r} are all zero: taken for an initialisation, they stay trainable")
+        if l.dead == l.n and not self.keep_zeros:
+            warnings.warn(f"The weights of layer {l.name!r} are all zero: taken for an initialisation, they stay trainable (keep_zeros=True keeps them)")
             l.mask,l.dead = None,0
         l.kept = l.dead
         single = n_zeros(l.weight) - l.dead*l.size
@@ -190,7 +199,7 @@ class Sparsifier:
         k = max(k, sum(l.kept for l in layers))
         if k == dead or round_to and key is None and last == (s, dead, round_to):
             self._asked[key] = (s, dead, round_to)
-            self.apply_masks(layers)
+            self._zero(layers)
             return False
         scores,before = [self._scores(l) for l in layers],[l.mask for l in layers]
         masks = keep_masks(scores, before, k)
@@ -203,7 +212,7 @@ class Sparsifier:
         return True
 
     def _after_move(self, layers):
-        self.apply_masks(layers)
+        self._zero(layers)
         if self.criteria.needs_update:
             for l in layers: l.ref = l.weight.detach().clone()
 
@@ -239,16 +248,36 @@ class Sparsifier:
         return {l.name:l.mask for l in self.layers if l.mask is not None}
 
     @torch.no_grad()
-    def apply_masks(self, layers=None):
-        "Zero the pruned weights"
-        for l in self.layers if layers is None else layers:
-            if l.mask is not None: l.weight.masked_fill_(~l.mask, 0) # and not `mul_`: inf times 0 is NaN
+    def _zero(self, layers):
+        for l in layers:
+            if l.mask is not None:
+                for w in l.copies: w.masked_fill_(~l.mask, 0) # and not `mul_`: inf times 0 is NaN
+
+    @torch.no_grad()
+    def apply_masks(self,
+        model=None # An average or another copy of the model, or its `state_dict`; None: the model itself
+    ):
+        "Zero the pruned weights. An average over steps (EMA, SWA) of weights that were pruned on the way is as sparse as the model again"
+        if model is None: return self._zero(self.layers)
+        named = model if isinstance(model, dict) else dict(model.named_parameters(remove_duplicate=False))
+        named,todo = {_plain_name(k):v for k,v in named.items()},[]
+        for l in self.layers:
+            if l.mask is None: continue
+            name = _plain_name(f'{l.name}.weight' if l.name else 'weight')
+            w = named.get(name)
+            if w is None or w.shape != l.weight.shape:
+                raise ValueError(f"model={type(model).__name__} is no copy of the sparse model: its {name!r} "
+                                 + ("is missing" if w is None else f"has shape {tuple(w.shape)} and not {tuple(l.weight.shape)}"))
+            todo.append((w, l.mask))
+        for w,mask in todo: w.masked_fill_(~mask.to(w.device), 0)
 
     @torch.no_grad()
     def mask_grads(self):
         "Zero the gradients of pruned weights"
         for l in self.active:
-            if l.mask is not None and l.weight.grad is not None: l.weight.grad.mul_(l.mask)
+            if l.mask is not None:
+                for w in l.copies:
+                    if w.grad is not None: w.grad.mul_(l.mask)
 
     @torch.no_grad()
     def mask_state(self,
@@ -257,7 +286,7 @@ class Sparsifier:
         "Zero what an optimizer has averaged for pruned weights"
         for l in self.active:
             if l.mask is None: continue
-            for v in state.get(l.weight, {}).values():
+            for v in state.get(l.copies[-1], {}).values():
                 if isinstance(v, Tensor) and v.shape == l.weight.shape: v.mul_(l.mask)
 
     # -- how much ----------------------------------------------------------------------------------------------------------------
