@@ -5,7 +5,6 @@ from dataclasses import replace
 import warnings
 
 import numpy as np
-import torch
 from torch import nn
 from fastai.callback.core import Callback
 from fastai.imports import noop # the one `no_logging` sets, and not fastcore's

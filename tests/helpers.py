@@ -5,10 +5,10 @@ from fastai.vision.all import (Callback, CategoryBlock, CrossEntropyLossFlat, Da
     accuracy)
 from torch import nn
 
-def tiny_dls(n=40, n_valid=10, bs=10, size=6, seed=0):
-    "`n/bs` training batches of random 2-channel images in three classes"
+def tiny_dls(n=40, n_valid=10, bs=10, size=6, seed=0, channels=2):
+    "`n/bs` training batches of random images in three classes"
     g = torch.Generator().manual_seed(seed)
-    data = lambda n: list(zip(torch.randn(n, 2, size, size, generator=g), torch.randint(0, 3, (n,), generator=g)))
+    data = lambda n: list(zip(torch.randn(n, channels, size, size, generator=g), torch.randint(0, 3, (n,), generator=g)))
     dls = DataLoaders.from_dsets(data(n), data(n_valid), bs=bs, num_workers=0, device='cpu')
     dls.c = 3
     return dls

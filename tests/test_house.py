@@ -70,11 +70,12 @@ def test_one_version_one_list_of_names():
 def test_every_public_thing_has_a_docstring(module):
     tree = ast.parse((PACKAGE/f'{module}.py').read_text(encoding='utf-8'))
     assert ast.get_docstring(tree)
-    events = {'before_epoch', 'after_cancel_fit'}
+    events = {'before_epoch', 'after_cancel_fit', 'after_fit'}
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith('_') and node.name not in events:
             inner = any(node in ast.walk(f) and node is not f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef))
-            assert inner or ast.get_docstring(node) or node.name in ('__init__',) or any(isinstance(d, ast.Name) and d.id == 'property' for d in node.decorator_list), node.name
+            assert inner or ast.get_docstring(node) or node.name in ('__init__',) or any(isinstance(d, ast.Name) and d.id == 'property' or isinstance(d, ast.Attribute) and d.attr == 'setter'
+                                                                      for d in node.decorator_list), node.name
 
 def test_the_wheel_holds_the_package_only_and_imports(tmp_path):
     src = shutil.copytree(ROOT, tmp_path/'src', ignore=shutil.ignore_patterns('.*', 'build', '*.egg-info', '__pycache__')) # leaves no build/ behind
