@@ -17,7 +17,8 @@ test: .venv/ok         ## Lint, then every test
 	$(PY) -m ruff check -q .
 	$(PY) -m pytest
 
-docs-run: .venv/ok     ## Execute the pages as they stand and keep their output
+docs-run: .venv/ok     ## Execute the pages as they stand and keep their output; make the table of guarantees from its tests
+	$(PY) tests/contract.py > nbs/guarantees.md
 	$(PY) nbs/run_pages.py
 
 clean:

@@ -246,6 +246,7 @@ class SparsifyCallback(Callback):
         if self.rewind_epoch is not None and self.rewind_epoch >= self.n_epoch:
             raise ValueError(f"rewind_epoch={self.rewind_epoch} is beyond this fit of {self.n_epoch} epochs, 0 to {self.n_epoch-1}")
         if self.lth: self._check_lth()
+        if self.epoch: self.sparsifier.resume(self._due_at(self.epoch/self.n_epoch))
         if self.sparsity is None: self._print(f'Keeping the zeros of {self.granularity}: a sparsity of {_brackets(self.sparsifier.sparsity)}%')
         else: self._print(f'Pruning of {self.granularity} until a sparsity of {_brackets(self.sparsity)}%')
         self._announced = True

@@ -227,6 +227,13 @@ class Sparsifier:
         if self.context == 'global': return self._sparsify(None, list(due), next(iter(due.values())), round_to)
         return any([self._sparsify(l.name, [l], s, round_to) for l,s in due.items()])
 
+    def resume(self,
+        sparsity # Percent, a list or a dict, as for `sparsify_model`
+    ):
+        "Take `sparsity` for what was asked last, changing nothing: if the next is lower, weights come back"
+        due = self.due(sparsity)
+        self._asked = {None:(max(due.values()), None, None)} if self.context == 'global' else {l.name:(s, None, None) for l,s in due.items()}
+
     def sparsify_layer(self,
         m,                 # A selected layer, or its name
         sparsity:float,    # Percent, 0 to 100

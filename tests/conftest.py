@@ -1,4 +1,4 @@
-"""What every test starts from: no window, the machine's two cores, a known random state."""
+"""What every test starts from: no window, a known random state."""
 import matplotlib
 
 matplotlib.use('Agg')
@@ -9,7 +9,6 @@ from hypothesis import HealthCheck, settings
 
 settings.register_profile('here', deadline=None, max_examples=60, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 settings.load_profile('here')
-torch.set_num_threads(2)
 
 @pytest.fixture(autouse=True)
 def known_state():

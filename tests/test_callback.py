@@ -1,6 +1,9 @@
 """SparsifyCallback: each option, each promise of a fit, on nets that train in a blink."""
 import random
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -533,6 +536,37 @@ def test_resuming_meets_the_same_targets_and_prints_only_its_epochs(tmp_path, ca
     assert pick(cb.history) == pick(whole.history)
     assert all(bool((m.weight[z] == 0).all()) for m,z in zip(convs(again.model), held))
 
+@pytest.mark.parametrize('context', contexts)
+@pytest.mark.parametrize('schedule', schedules)
+def test_any_schedule_resumes_where_it_was(schedule, context, tmp_path):
+    whole,cb = (SparsifyCallback(80, schedule=schedule, context=context) for _ in range(2))
+    learn = tiny_learner(path=tmp_path)
+    learn.fit(4, cbs=[whole, Spy('after_epoch', lambda l: l.save(f'{l.epoch}'), order=56)])
+    for start in (1, 2, 3):
+        again = tiny_learner(path=tmp_path)
+        again.load(f'{start - 1}')
+        again.fit(4, cbs=cb, start_epoch=start)
+        unbroken = whole.history[whole.history.epoch >= start]
+        assert cb.history[['step', 'kind', 'target']].values.tolist() == unbroken[['step', 'kind', 'target']].values.tolist()
+        assert cb.sparsifier.sparsity == whole.sparsifier.sparsity
+
+def test_another_process_resumes(tmp_path):
+    learn = tiny_learner(path=tmp_path)
+    cb = SparsifyCallback(90)
+    learn.fit(4, cbs=[cb, Spy('after_epoch', lambda l: l.save('half') if l.epoch == 1 else None, order=56)])
+    code = f'''from fasterai_sched import SparsifyCallback
+from helpers import tiny_learner
+learn = tiny_learner(path={str(tmp_path)!r})
+learn.load('half')
+cb = SparsifyCallback(90)
+learn.fit(4, start_epoch=2, cbs=cb)
+cb.history.to_json({str(tmp_path/'history.json')!r})'''
+    subprocess.run([sys.executable, '-c', code], check=True, cwd=Path(__file__).parent, capture_output=True, timeout=120)
+    there = pd.read_json(tmp_path/'history.json')
+    here = cb.history[cb.history.epoch >= 2]
+    assert there[['step', 'kind']].values.tolist() == here[['step', 'kind']].values.tolist()
+    assert there[['target', 'measured']].values == pytest.approx(here[['target', 'measured']].values, abs=1e-6) # as many digits as the JSON has
+
 def test_export_carries_the_callback_and_leaves_the_masks(tmp_path):
     power = 2
     cb = SparsifyCallback(50, schedule=lambda s,e,p: s + (e - s)*p**power)
@@ -617,6 +651,82 @@ def test_two_callbacks_each_with_its_layers():
     learn = tiny_learner()
     learn.fit(2, cbs=[SparsifyCallback(50), SparsifyCallback(33, layer_type=nn.Linear)])
     assert zeros(learn.model, (nn.Conv2d, nn.Linear)) == [54, 162, 5]
+    names,row = list(learn.recorder.metric_names),learn.recorder.values[-1]
+    assert names[-3:] == ['sparsity', 'sparsity_2', 'time'] and list(row[-2:]) == [50, 500/18]
+
+def test_two_callbacks_with_one_layer_are_refused():
+    learn = tiny_learner()
+    with pytest.raises(ValueError, match=r"Two SparsifyCallbacks select the same layers, \['3'\]"):
+        learn.fit(2, cbs=[SparsifyCallback({'3':50}), SparsifyCallback(50, layer_type=nn.Conv2d)])
+    learn.fit(1, cbs=SparsifyCallback(50))
+    assert zeros(learn.model) == [54, 162]
+
+# -- keep what is zero -------------------------------------------------------------------------------------------------------------
+
+def sparse_model(dead=()):
+    model = tiny_model()
+    fs.Sparsifier(model).sparsify_model({'0':80, '3':25})
+    for i in dead: nn.init.zeros_(model[i].weight)
+    return model
+
+@pytest.mark.parametrize('context', contexts)
+@pytest.mark.parametrize('dead,n', [((), [86, 81]), ((3,), [86, 324])])
+def test_keep_zeros_keeps_them_and_prunes_nothing_more(dead, n, context, capsys):
+    cb = SparsifyCallback(keep_zeros=True, context=context)
+    learn = fit(cb, learn=tiny_learner(sparse_model(dead)))
+    share = round(100*sum(n)/432, 2)
+    assert zeros(learn.model) == n and [round(c, 2) for c in column(learn)] == [share]*2
+    out = lines(capsys)
+    assert out[0] == f'Keeping the zeros of weight: a sparsity of [{share}]%' and f'Final Sparsity: [{share}]%' in out
+    assert (cb.history.target - cb.history.measured).abs().max() < 1e-9 and cb.history.kind.unique().tolist() == ['epoch']
+
+def test_keep_zeros_and_a_target_prune_further_and_keep_an_empty_layer():
+    learn = fit(SparsifyCallback(50, keep_zeros=True), learn=tiny_learner(sparse_model(dead=[3])))
+    assert zeros(learn.model) == [86, 324]
+
+def test_keep_zeros_of_a_dense_model_keeps_it_dense():
+    assert zeros(fit(SparsifyCallback(keep_zeros=True)).model) == [0, 0]
+
+@pytest.mark.parametrize('word', [dict(schedule=agp), dict(sched_func='lin'), dict(start_sparsity=10), dict(start_epoch=1), dict(end_epoch=2), dict(round_to=4), dict(lth=True)], ids=str)
+def test_keep_zeros_alone_has_no_use_for_a_schedule(word):
+    with pytest.raises(ValueError, match=f'{"schedule" if "sched_func" in word else next(iter(word))}=.* of no use with keep_zeros=True alone.*give a sparsity'):
+        SparsifyCallback(keep_zeros=True, **word)
+
+# -- averages ----------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('wrap', [lambda m: m, nn.DataParallel, torch.optim.swa_utils.AveragedModel, lambda m: torch.compile(m, backend='eager'), lambda m: m.state_dict()])
+def test_masks_apply_to_any_copy_of_the_model(wrap):
+    cb = SparsifyCallback(50)
+    fit(cb)
+    plain = tiny_model(seed=1)
+    kept = {k:v.clone() for k,v in plain.state_dict().items()}
+    cb.sparsifier.apply_masks(copy := wrap(plain))
+    state = {k.replace('module.', '').replace('_orig_mod.', ''):v for k,v in (copy if isinstance(copy, dict) else copy.state_dict()).items()}
+    for k,v in kept.items():
+        mask = cb.sparsifier.masks.get(k.removesuffix('.weight')) if k.endswith('weight') else None
+        assert torch.equal(state[k], v if mask is None else v*mask)
+
+def test_masks_refuse_another_model():
+    cb = SparsifyCallback(50)
+    fit(cb)
+    with pytest.raises(ValueError, match=r"model=Linear is no copy of the sparse model: its '0.weight' is missing"): cb.sparsifier.apply_masks(nn.Linear(2, 2))
+    other = tiny_model()
+    other[3] = nn.Conv2d(6, 5, 3)
+    before = other[0].weight.clone()
+    with pytest.raises(ValueError, match=r"its '3.weight' has shape \(5, 6, 3, 3\) and not \(6, 6, 3, 3\)"): cb.sparsifier.apply_masks(other)
+    assert torch.equal(before, other[0].weight) # nothing is done by halves
+
+def test_an_interruption_after_the_last_epoch_leaves_nothing():
+    cb = SparsifyCallback(50)
+    learn = tiny_learner(cbs=cb)
+    for event,at in dict(after_epoch=90, after_fit=80).items():
+        def stop(l): raise KeyboardInterrupt
+        try: learn.fit(1, cbs=Spy(event, stop, order=at))
+        except KeyboardInterrupt: pass
+        learn.fit(1)
+        assert column(learn) == [50]
+    learn.remove_cb(cb)
+    assert not [k for k in vars(learn) if 'spars' in k or 'after_all' in k] and len(learn.cbs) == 3
 
 def test_a_criterion_of_ones_own():
     learn = tiny_learner()
