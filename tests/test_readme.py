@@ -8,6 +8,8 @@ from helpers import tiny_model
 from test_seed import REPORT
 from torch import nn
 
+import fasterai_sched as fs
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT/'README.md').read_text(encoding='utf-8')
 BLOCKS = re.findall(r'```python\n(.*?)```', README, re.S)
@@ -36,6 +38,35 @@ def test_the_one_line_use(capsys):
     learn = Learner(tiny_dls(), tiny_model(), loss_func=CrossEntropyLossFlat())
     with learn.no_bar(): exec('from fasterai_sched import *\n' + call, dict(learn=learn))
     assert 'Overall              all             432        388           89.81%' in capsys.readouterr().out
+
+def test_the_lines_of_works_with(tmp_path):
+    from fastai.vision.all import CancelFitException
+    from helpers import Spy, tiny_learner, zeros
+    from torch.optim.swa_utils import AveragedModel
+    learn = tiny_learner(path=tmp_path)
+    def stop(learn):
+        if learn.epoch == 4: raise CancelFitException
+    learn.fit(10, cbs=[fs.SparsifyCallback(90, verbose=False), Spy('before_epoch', stop)])
+    learn.save('epoch3')
+    resume,keep,two,average = BLOCKS[2].split('\n\n')
+    learn = tiny_learner(path=tmp_path)
+    space = dict(learn=learn, SparsifyCallback=fs.SparsifyCallback, nn=nn, average=AveragedModel(tiny_model(1)), sp_cb=fs.SparsifyCallback(50))
+    exec(resume, space)
+    assert zeros(learn.model) == [97, 291]
+    exec(keep, space)
+    assert zeros(learn.model) == [97, 291]
+    exec(two, space)
+    assert zeros(learn.model, (nn.Conv2d, nn.Linear)) == [97, 291, 9] and 'sparsity_2' in learn.recorder.metric_names
+    tiny_learner().fit(1, cbs=space['sp_cb'])
+    exec(average, space)
+    assert zeros(space['average'].module) == [54, 162]
+
+def test_the_table_is_that_of_the_page():
+    "The accuracies are those of the tutorial's last epochs, which `make demo` repeats"
+    page = (ROOT/'nbs'/'tutorial.schedules.ipynb').read_text(encoding='utf-8')
+    ends = re.findall(r'<td>9</td>.*?<td>\d\.\d+</td>.*?<td>\d\.\d+</td>.*?<td>(\d\.\d+)</td>', page, re.S)
+    table = re.findall(r'\| ([\d.]+)% \| [\d.]+% \|', README)
+    assert len(table) == 4 and [f'{float(e):.2%}' for e in dict.fromkeys(ends)][:4] == [f'{t}%' for t in table]
 
 def test_the_report_shown_is_the_seeds():
     shown = [l.rstrip() for l in README.splitlines() if re.match(r'Layer \d|Overall  ', l)]
