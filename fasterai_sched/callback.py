@@ -401,6 +401,7 @@ class SparsifyCallback(Callback):
         self._snapshot.rewind(self.sparsifier)
 
     def _save_ticket(self):
+        if rank_distrib(): return # one process writes
         path = self.learn.path/self.learn.model_dir/f'winning_ticket_{self.sparsifier.sparsity:.2f}.pth'
         self._print(f'Saving ticket {path.name}')
         self._snapshot.save(path, self.sparsifier)

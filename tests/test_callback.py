@@ -625,6 +625,12 @@ def test_lth_rewinds_at_each_jump_and_saves_each_ticket(tmp_path, capsys):
         assert sparsity_report(plain).sparsity == m and bool(((plain[0].weight == first) | (plain[0].weight == 0)).all())
     assert sum('Resetting Weights to their epoch 0 values' in l for l in lines(capsys)) == 3
 
+def test_one_process_writes_the_tickets(tmp_path, monkeypatch, capsys):
+    import fasterai_sched.callback as module
+    monkeypatch.setattr(module, 'rank_distrib', lambda: 1)
+    fit(SparsifyCallback(80, schedule=one_shot, lth=True, save_tickets=True), 2, tiny_learner(path=tmp_path))
+    assert not list(tmp_path.rglob('*.pth')) and capsys.readouterr().out == ''
+
 def test_a_gradual_lottery_ticket_is_warned_of():
     with pytest.warns(UserWarning, match='lth=True rewinds each time the masks grow: 1[0-9] times'): fit(SparsifyCallback(50, schedule='lin', lth=True), 4)
 
