@@ -5,24 +5,27 @@ from torch import nn
 
 __all__ = ['Granularities']
 
-# A group is what is left when the listed dimensions are put together. They are counted from 1, as in fasterai; 0 puts nothing together.
-_conv2d = {           # weight: out, in, height, width
-    'weight':0, 'shared_weight':1, 'channel':2, 'column':3, 'row':4, 'kernel':(3,4), 'filter':(2,3,4),
-    'shared_channel':(1,2), 'shared_column':(1,3), 'shared_row':(1,4), 'vertical_slice':(2,3), 'horizontal_slice':(2,4),
-    'shared_vertical_slice':(1,2,3), 'shared_horizontal_slice':(1,2,4), 'shared_kernel':(1,3,4), 'layer':(1,2,3,4)}
-_conv_transpose2d = { # weight: in, out, height, width
-    'weight':0, 'shared_weight':2, 'channel':1, 'column':3, 'row':4, 'kernel':(3,4), 'filter':(1,3,4),
-    'shared_channel':(1,2), 'shared_column':(2,3), 'shared_row':(2,4), 'vertical_slice':(1,3), 'horizontal_slice':(1,4),
-    'shared_vertical_slice':(1,2,3), 'shared_horizontal_slice':(1,2,4), 'shared_kernel':(2,3,4), 'layer':(1,2,3,4)}
-_conv1d = {           # weight: out, in, width; column and row are fasterai's words for shared_weight and channel
-    'weight':0, 'shared_weight':1, 'channel':2, 'column':1, 'row':2, 'kernel':3, 'filter':(2,3),
-    'shared_channel':(1,2), 'shared_kernel':(1,3), 'layer':(1,2,3)}
-_linear = {           # weight: out, in
-    'weight':0, 'column':1, 'row':2, 'layer':(1,2)}
+# A group is what the listed dimensions span together. They are counted from 1, as in fasterai; 0 spans nothing: single weights.
+def _conv(out, inp, *space):
+    "A convolution's, from where its weight has the output, the input and space; the last two of space are height and width"
+    dims = lambda *ds: tuple(sorted(ds)) if len(ds) > 1 else ds[0]
+    plain = {'weight':0, 'shared_weight':out, 'channel':inp}
+    whole = {'kernel':dims(*space), 'filter':dims(inp, *space), 'shared_channel':dims(out, inp)}
+    ends = {'shared_kernel':dims(out, *space), 'layer':dims(out, inp, *space)}
+    if len(space) == 1: return {**plain, **whole, **ends}
+    h,w = space[-2:]
+    slices = {'shared_column':dims(out, h), 'shared_row':dims(out, w), 'vertical_slice':dims(inp, h), 'horizontal_slice':dims(inp, w),
+              'shared_vertical_slice':dims(out, inp, h), 'shared_horizontal_slice':dims(out, inp, w)}
+    return {**plain, 'column':h, 'row':w, **whole, **slices, **ends}
+
+_conv1d = {**_conv(1, 2, 3), 'column':1, 'row':2} # fasterai's words for shared_weight and channel
+_linear = {'weight':0, 'column':1, 'row':2, 'filter':2, 'layer':(1,2)} # weight: out, in; what feeds one output is its filter
+_embedding = {'weight':0, 'column':1, 'row':2, 'layer':(1,2)}          # weight: entries, features
 
 class Granularities:
     "The ways to cut the weights of each layer type into groups"
-    _granularities = {nn.Conv2d:_conv2d, nn.ConvTranspose2d:_conv_transpose2d, nn.Conv1d:_conv1d, nn.Linear:_linear}
+    _granularities = {nn.Conv2d:_conv(1, 2, 3, 4), nn.ConvTranspose2d:_conv(2, 1, 3, 4), nn.Conv1d:_conv1d, nn.Linear:_linear,
+                      nn.Conv3d:_conv(1, 2, 3, 4, 5), nn.ConvTranspose1d:_conv(2, 1, 3), nn.ConvTranspose3d:_conv(2, 1, 3, 4, 5), nn.Embedding:_embedding}
 
     @classmethod
     def allowed_granularities(cls,

@@ -55,15 +55,16 @@ def test_asked_is_applied_is_reported(schedule, criterion, context, capsys):
 
 @pytest.mark.parametrize('layer,granularity', [(t,g) for t,table in fs.Granularities._granularities.items() for g in table])
 def test_every_granularity_of_every_layer_type_trains_at_its_floor(layer, granularity):
+    space = int(layer.__name__[-2]) if 'Conv' in layer.__name__ else 0
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
-            self.layer = dict([(nn.Conv2d, nn.Conv2d(2, 6, 3)), (nn.ConvTranspose2d, nn.ConvTranspose2d(2, 6, 3)), (nn.Conv1d, nn.Conv1d(2, 6, 3)),
-                               (nn.Linear, nn.Linear(72, 6))])[layer]
-            self.head = nn.LazyLinear(3)
+            self.layer,self.head = layer(2, 6, 3) if space else layer(72, 6),nn.LazyLinear(3)
         def forward(self, x):
-            if layer is nn.Linear: x = x.flatten(1)
-            if layer is nn.Conv1d: x = x.flatten(2)
+            if space == 1: x = x.flatten(2)
+            if space == 3: x = x[:, :, None].expand(-1, -1, 3, -1, -1)
+            if not space: x = x.flatten(1)
+            if layer is nn.Embedding: x = (x > 0).long()*torch.arange(72)
             return self.head(self.layer(x).relu().flatten(1))
     net = Net()
     net(torch.randn(1, 2, 6, 6))
@@ -194,7 +195,7 @@ BAD = [ # arguments, what the message says
     (dict(sparsity=90, schedule=partial(agp, n_steps=5)), r'n_steps'), (dict(sparsity=90, schedule=partial(iterative, n_steps=0)), r'n_steps must be .*got 0'),
     (dict(sparsity=90, granularity='wieght'), r"granularity='wieght' .*weight.*filter"), (dict(sparsity=90, context='globl'), r"context='globl' .*local.*global"),
     (dict(sparsity=90, criteria='large'), r"criteria='large' .*large_final"), (dict(sparsity=90, layer_type=nn.LSTM), r'LSTM has no granularities.*Conv2d'),
-    (dict(sparsity=90, layer_type='Conv2d'), r"layer_type='Conv2d' must be a class"), (dict(sparsity=90, layer_type=nn.Linear, granularity='filter'), r"'filter' .*Linear.*row"),
+    (dict(sparsity=90, layer_type='Conv2d'), r"layer_type='Conv2d' must be a class"), (dict(sparsity=90, layer_type=nn.Linear, granularity='kernel'), r"'kernel' .*Linear.*row"),
     (dict(sparsity=[50, 60], context='global'), r"\[50, 60\].*context='local'"), (dict(sparsity={'0':60}, context='global'), r"context='local'"),
     (dict(sparsity=90, round_to=0), r'round_to=0 .*at least 1'), (dict(sparsity=90, round_to=2.5), r'round_to=2\.5'), (dict(sparsity=90, nm=True), r'nm=True'),
     (dict(sparsity=90, start_epoch=-1), r'start_epoch=-1'), (dict(sparsity=90, start_epoch=1.5), r'start_epoch=1\.5'), (dict(sparsity=90, end_epoch=0), r'end_epoch=0'),

@@ -9,7 +9,9 @@ from fasterai_sched.granularity import Granularities
 from fasterai_sched.sparsifier import Sparsifier
 
 layers = {nn.Conv2d:lambda: nn.Conv2d(3, 8, (2, 5)), nn.ConvTranspose2d:lambda: nn.ConvTranspose2d(3, 8, (2, 5)),
-          nn.Conv1d:lambda: nn.Conv1d(3, 8, 5), nn.Linear:lambda: nn.Linear(3, 8)}
+          nn.Conv1d:lambda: nn.Conv1d(3, 8, 5), nn.Linear:lambda: nn.Linear(3, 8), nn.Embedding:lambda: nn.Embedding(8, 3),
+          nn.Conv3d:lambda: nn.Conv3d(3, 8, (4, 2, 5)), nn.ConvTranspose3d:lambda: nn.ConvTranspose3d(3, 8, (4, 2, 5)),
+          nn.ConvTranspose1d:lambda: nn.ConvTranspose1d(3, 8, 5)}
 table  = [(t, g) for t,row in Granularities._granularities.items() for g in row]
 
 # How many groups, by hand. Conv2d(3, 8, (2, 5)): 8 filters of 3 inputs, 2 high and 5 wide, 240 weights
@@ -19,8 +21,13 @@ groups = {
                 'shared_horizontal_slice':2, 'shared_kernel':3, 'layer':1},
     nn.Conv1d: {'weight':120, 'shared_weight':15, 'channel':40, 'column':15, 'row':40, 'kernel':24, 'filter':8, 'shared_channel':5,
                 'shared_kernel':3, 'layer':1},
-    nn.Linear: {'weight':24, 'column':3, 'row':8, 'layer':1}}
-groups[nn.ConvTranspose2d] = groups[nn.Conv2d]
+    nn.Conv3d: {'weight':960, 'shared_weight':120, 'channel':320, 'column':480, 'row':192, 'kernel':24, 'filter':8, 'shared_channel':40,
+                'shared_column':60, 'shared_row':24, 'vertical_slice':160, 'horizontal_slice':64, 'shared_vertical_slice':20,
+                'shared_horizontal_slice':8, 'shared_kernel':3, 'layer':1},
+    nn.Linear: {'weight':24, 'column':3, 'row':8, 'filter':8, 'layer':1},
+    nn.Embedding: {'weight':24, 'column':3, 'row':8, 'layer':1}}
+groups[nn.ConvTranspose2d],groups[nn.ConvTranspose3d] = groups[nn.Conv2d],groups[nn.Conv3d]
+groups[nn.ConvTranspose1d] = {g:n for g,n in groups[nn.Conv1d].items() if g not in ('column', 'row')}
 
 # What one group is, as an index into weights put in the order out, in, height, width; the first of each
 R = slice(None)
@@ -31,8 +38,13 @@ one = {
                 'shared_horizontal_slice':(R, R, 0, R), 'shared_kernel':(R, 0), 'layer':(R,)},
     nn.Conv1d: {'weight':(0, 0, 0), 'shared_weight':(R, 0, 0), 'channel':(0, R, 0), 'column':(R, 0, 0), 'row':(0, R, 0), 'kernel':(0, 0),
                 'filter':(0,), 'shared_channel':(R, R, 0), 'shared_kernel':(R, 0), 'layer':(R,)},
-    nn.Linear: {'weight':(0, 0), 'column':(R, 0), 'row':(0,), 'layer':(R,)}}
+    nn.Linear: {'weight':(0, 0), 'column':(R, 0), 'row':(0,), 'filter':(0,), 'layer':(R,)},
+    nn.Embedding: {'weight':(0, 0), 'column':(R, 0), 'row':(0,), 'layer':(R,)}}
 one[nn.ConvTranspose2d] = one[nn.Conv2d]
+# the same with depth before height and width: one of it, or all of it where a group spans space
+whole = ('kernel', 'filter', 'shared_kernel', 'layer')
+one[nn.Conv3d] = one[nn.ConvTranspose3d] = {g: i if g in whole else (*i[:2], 0, *i[2:]) for g,i in one[nn.Conv2d].items()}
+one[nn.ConvTranspose1d] = {g: i for g,i in one[nn.Conv1d].items() if g not in ('column', 'row')}
 
 @pytest.fixture
 def restored():
@@ -43,11 +55,11 @@ def restored():
 
 def out_in(m):
     "The weights of `m` in the order out, in, ..."
-    return m.weight.detach().transpose(0, 1) if isinstance(m, nn.ConvTranspose2d) else m.weight.detach()
+    return m.weight.detach().transpose(0, 1) if 'Transpose' in type(m).__name__ else m.weight.detach()
 
 def test_the_expectations_cover_the_table():
-    assert {t: list(row) for t,row in Granularities._granularities.items()} == {t: list(groups[t]) for t in layers}
-    assert {t: list(one[t]) for t in layers} == {t: list(groups[t]) for t in layers}
+    assert {t: set(row) for t,row in Granularities._granularities.items()} == {t: set(groups[t]) for t in layers}
+    assert {t: set(one[t]) for t in layers} == {t: set(groups[t]) for t in layers}
 
 def test_there_are_sixteen_ways_to_cut_a_conv2d(): assert len(Granularities.allowed_granularities(nn.Conv2d)) == 16
 
@@ -75,16 +87,16 @@ def test_groups_are_of_one_size_and_share_no_weight(t, g):
     ids = torch.arange(groups[t][g]).view(shape).expand(m.weight.shape)
     assert ids.flatten().bincount().tolist() == [m.weight.numel()//groups[t][g]]*groups[t][g]
 
-@pytest.mark.parametrize('t', list(layers))
+@pytest.mark.parametrize('t', [t for t in layers if t is not nn.Embedding])
 def test_a_filter_makes_one_output_channel_and_a_shared_kernel_reads_one_input(t):
-    cut = {'filter':'row', 'shared_kernel':'column'} if t is nn.Linear else {'filter':'filter', 'shared_kernel':'shared_kernel'}
-    x = torch.rand(1, 3) if t is nn.Linear else torch.rand(1, 3, 6) if t is nn.Conv1d else torch.rand(1, 3, 6, 6)
+    space = 0 if t is nn.Linear else int(t.__name__[-2])
+    x = torch.rand(1, 3, *[6]*space)
     m = layers[t]()
     nn.init.zeros_(m.bias)
-    Sparsifier(nn.Sequential(m), cut['filter'], layer_type=t).sparsify_model(100/8)
+    Sparsifier(nn.Sequential(m), 'filter', layer_type=t).sparsify_model(100/8)
     assert sum(not c.any() for c in m(x)[0]) == 1
     m = layers[t]()
-    Sparsifier(nn.Sequential(m), cut['shared_kernel'], layer_type=t).sparsify_model(100/3)
+    Sparsifier(nn.Sequential(m), 'shared_kernel' if space else 'column', layer_type=t).sparsify_model(100/3)
     changes = [not torch.equal(m(x), m(torch.cat([x[:,:i], x[:,i:i+1] + 1, x[:,i+1:]], 1))) for i in range(3)]
     assert sum(changes) == 2
 
@@ -117,8 +129,8 @@ def test_the_nearest_base_counts(restored):
     assert 'half' not in Granularities.allowed_granularities(nn.Conv2d)
 
 def test_lists_are_read_from_the_table():
-    assert Granularities.available_modules() == (nn.Conv2d, nn.ConvTranspose2d, nn.Conv1d, nn.Linear)
-    assert Granularities.available_granularities() == list(groups[nn.Conv2d])
+    assert set(Granularities.available_modules()) == set(layers)
+    assert set(Granularities.available_granularities()) == set(groups[nn.Conv2d])
 
 def test_a_layer_type_can_be_added_and_is_pruned_then(restored):
     Granularities.add_granularity(nn.Embedding, {'weight':0, 'word':2})
@@ -134,15 +146,15 @@ def test_an_added_table_is_a_copy(restored):
     mine['word'] = 2
     assert list(Granularities.allowed_granularities(nn.Embedding)) == ['weight']
 
-@pytest.mark.parametrize('m', [nn.ReLU, nn.ReLU(), nn.Conv3d, nn.Embedding])
+@pytest.mark.parametrize('m', [nn.ReLU, nn.ReLU(), nn.Bilinear, nn.LSTM])
 def test_a_layer_type_without_granularities_is_refused_with_those_that_have_some(m):
-    with pytest.raises(ValueError, match=r"(ReLU|Conv3d|Embedding) has no granularities; .*'Conv2d'.*'Linear'.*add_granularity\("):
+    with pytest.raises(ValueError, match=r"(ReLU|Bilinear|LSTM) has no granularities; .*'Conv2d'.*'Linear'.*add_granularity\("):
         Granularities.allowed_granularities(m)
 
 @pytest.mark.parametrize('m', [nn.Linear, nn.Linear(1, 1)])
 def test_an_unknown_granularity_is_refused_with_the_choices(m):
-    with pytest.raises(ValueError, match=r"granularity='filter' is not one of Linear's; choose from \['weight', 'column', 'row'"):
-        Granularities.get_dim(m, 'filter')
+    with pytest.raises(ValueError, match=r"granularity='kernel' is not one of Linear's; choose from \['weight', 'column', 'row'"):
+        Granularities.get_dim(m, 'kernel')
 
 @pytest.mark.parametrize('args,message', [
     ((nn.Embedding(1, 1), {'weight':0}), 'm_type must be a class of layers'), (('Linear', {'weight':0}), "got 'Linear'"),

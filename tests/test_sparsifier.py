@@ -19,7 +19,10 @@ from fasterai_sched.sparsifier import Sparsifier, contexts
 
 pairs = {nn.Conv2d:lambda: (nn.Conv2d(3, 8, (2, 5)), nn.Conv2d(8, 5, 2)),
          nn.ConvTranspose2d:lambda: (nn.ConvTranspose2d(3, 8, (2, 5)), nn.ConvTranspose2d(8, 5, 2)),
-         nn.Conv1d:lambda: (nn.Conv1d(3, 8, 5), nn.Conv1d(8, 5, 3)), nn.Linear:lambda: (nn.Linear(3, 8), nn.Linear(8, 5))}
+         nn.Conv1d:lambda: (nn.Conv1d(3, 8, 5), nn.Conv1d(8, 5, 3)), nn.Linear:lambda: (nn.Linear(3, 8), nn.Linear(8, 5)),
+         nn.ConvTranspose1d:lambda: (nn.ConvTranspose1d(3, 8, 5), nn.ConvTranspose1d(8, 5, 3)), nn.Embedding:lambda: (nn.Embedding(8, 3), nn.Embedding(5, 8)),
+         nn.Conv3d:lambda: (nn.Conv3d(3, 4, (2, 2, 3)), nn.Conv3d(4, 5, 2)),
+         nn.ConvTranspose3d:lambda: (nn.ConvTranspose3d(3, 4, (2, 2, 3)), nn.ConvTranspose3d(4, 5, 2))}
 table = [(t, g) for t,row in Granularities._granularities.items() for g in row]
 
 def linear(*rows):
@@ -391,9 +394,9 @@ def test_these_layers_are_selected_in_model_order(kwargs, names): assert [l.name
     (dict(layer_type=nn.Conv1d), r"layer_type=Conv1d: there is none in this Sequential; it has \{'Conv2d': 2, 'Linear': 1\}"),
     (dict(layer_type=(nn.Conv1d, nn.ConvTranspose2d)), 'layer_type=Conv1d or ConvTranspose2d: there is none'),
     (dict(layer_type='Conv2d'), "layer_type='Conv2d' must be a class of layers"), (dict(layer_type=nn.Conv2d(1, 1, 1)), 'must be a class'),
-    (dict(layer_type=nn.Conv3d), 'Conv3d has no granularities'),
+    (dict(layer_type=nn.Bilinear), 'Bilinear has no granularities'),
     (dict(granularity='filters'), r"granularity='filters' is not one of Conv2d's; choose from \['weight'"),
-    (dict(granularity='filter', layer_type=(nn.Conv2d, nn.Linear)), "granularity='filter' is not one of Linear's"),
+    (dict(granularity='kernel', layer_type=(nn.Conv2d, nn.Linear)), "granularity='kernel' is not one of Linear's"),
     (dict(context='globl'), r"context='globl' is not one of \['local', 'global'\]"),
     (dict(criteria='large'), "criteria='large' is not a criterion; choose from"),
     (dict(nm=True), 'nm=True: N:M patterns are not supported')])
