@@ -14,6 +14,7 @@ from fastcore.imports import in_notebook
 
 from .criteria import as_criteria, large_final
 from .schedules import agp, as_schedule, check_schedule, is_absolute, windowed
+from .layers import by_rule, check_rules, find
 from .sparsifier import Sparsifier, check_choices, check_percent
 from .tickets import Snapshot
 from . import plots
@@ -48,7 +49,9 @@ def _unwrap(model):
     while (inner := get_model(getattr(model, '_orig_mod', model))) is not model: model = inner
     return model
 
-def _values(x): return list(x.values()) if isinstance(x, dict) else list(x) if isinstance(x, (list, tuple)) else [x]
+def _values(x):
+    if isinstance(x, slice): return [x.start, x.stop]
+    return list(x.values()) if isinstance(x, dict) else list(x) if isinstance(x, (list, tuple)) else [x]
 
 def _like(x, f):
     "`f` of the percentage, or of each of the list or dict, that `x` is"
@@ -72,7 +75,8 @@ class SparsifyCallback(Callback):
     _fresh = _on = _announced = _warned = _moving = _moved = False
 
     def __init__(self,
-        sparsity=None,            # Target in percent, 0 to 100: a number, a list (one a selected layer, in model order) or a dict of layer names
+        sparsity=None,            # Target in percent, 0 to 100: a number; a list, one a selected layer in model order; a dict of rules (see `layers`), which
+                                  # select; a slice from the first to the last of the optimizer's parameter groups, in even steps
         granularity:str='weight', # What is removed as one: 'weight', 'filter', ...; see `Granularities`
         context:str='local',      # 'local': each layer at the target; 'global': all layers together
         criteria=large_final,     # What is kept: a `Criteria`, its name, or a function of a weight tensor
@@ -91,6 +95,8 @@ class SparsifyCallback(Callback):
         start_epoch:int=None,     # First epoch that prunes, instead of the schedule's own start
         end_epoch:int=None,       # The target is reached on the last batch before this epoch, instead of the schedule's own end
         sched_func=None,          # The older word for `schedule`
+        layers=None,              # Which of the layers: names, globs ('layer4.*'), compiled regular expressions, types, functions of (name, layer); one or a list
+        exclude=None,             # Which of them not, by the same rules
         keep_zeros:bool=False,    # Keep all that is 0 when the fit begins, wholly zero layers too. Without a sparsity: and prune nothing more
         verbose:bool=True         # Print the sparsity of each epoch and the report (the table's column is there anyway)
     ):
@@ -105,6 +111,8 @@ class SparsifyCallback(Callback):
         else: _check_unused(schedule=sched, start_sparsity=start_sparsity, start_epoch=start_epoch, end_epoch=end_epoch, round_to=round_to, lth=lth)
         if isinstance(layer_type, list): layer_type = tuple(layer_type)
         check_choices(granularity, context, layer_type, round_to, nm)
+        if isinstance(target, dict) and layers is not None: raise ValueError(f"layers={layers!r}: the keys of sparsity={target!r} select already")
+        for n,v in dict(sparsity=target if isinstance(target, dict) else None, layers=layers, exclude=exclude).items(): check_rules(n, v)
         for n,v in dict(rewind_epoch=rewind_epoch, start_epoch=start_epoch).items(): _check_epoch(n, v)
         _check_epoch('end_epoch', end_epoch, 1)
         if end_epoch is not None and start_epoch is not None and end_epoch <= start_epoch:
@@ -115,12 +123,15 @@ class SparsifyCallback(Callback):
         self.sparsity,self.start_sparsity,self.granularity,self.context,self.round_to = target,start_sparsity,granularity,context,round_to
         self.layer_type,self.start_epoch,self.end_epoch,self.verbose = layer_type,start_epoch,end_epoch,verbose
         self.lth,self.rewind_epoch,self.reset_end,self.save_tickets = lth,rewind_epoch,reset_end,save_tickets
+        self.layers,self.exclude = list(target) if isinstance(target, dict) else layers,exclude
         self.keep_zeros,self.sparse_model,self._rows = keep_zeros,model,[] # not `model`: that would hide learn.model
         self._after_all = _AfterAll(self._end_fit)
 
     def _check_sparsity(self, target, start, context):
-        if isinstance(target, (list, tuple, dict)):
-            if not target: raise ValueError(f"sparsity={target!r} is empty: give a percentage a layer")
+        if isinstance(target, (list, tuple, dict, slice)):
+            if isinstance(target, slice) and (target.step is not None or None in _values(target)):
+                raise ValueError(f"sparsity={target!r}: give a first and a last percentage, such as slice(30, 90)")
+            if not isinstance(target, slice) and not target: raise ValueError(f"sparsity={target!r} is empty: give a percentage a layer")
             if context == 'global': raise ValueError(f"sparsity={target!r} has one value a layer, and context='global' one budget for all: "
                                                      "use context='local'")
             if is_absolute(self.schedule): raise ValueError(f"schedule={self.schedule.__name__} has its own target, and sparsity={target!r} one a layer: "
@@ -167,8 +178,8 @@ class SparsifyCallback(Callback):
 
     def _may_train(self):
         "Whether a layer that would be selected trains; no errors yet"
-        return any(isinstance(m, self.layer_type) and getattr(m._parameters.get('weight'), 'requires_grad', False)
-                   and not (isinstance(self.sparsity, dict) and n not in self.sparsity) for n,m in self._part.named_modules())
+        found = find(self._part, self.layer_type, self.layers, self.exclude)
+        return any(getattr(f.module._parameters.get(f.attr), 'requires_grad', False) for f in found)
 
     def _add_column(self):
         "Of a second SparsifyCallback it is `sparsity_2`"
@@ -214,12 +225,28 @@ class SparsifyCallback(Callback):
         mine = set(map(id, self._whole.parameters()))
         if not any(id(p) in mine for p in self._part.parameters()): raise ValueError("model= has no parameter in common with the learner's model")
         self.sparsifier = Sparsifier(self._part, self.granularity, self.context, self.criteria, layer_type=self.layer_type,
-                                     layers=list(self.sparsity) if isinstance(self.sparsity, dict) else None, keep_zeros=self.keep_zeros)
-        self._target = 0 if self.sparsity is None else self.sparsity
+                                     layers=self.layers, exclude=self.exclude, keep_zeros=self.keep_zeros)
+        self._target = self._by_layer()
         self.sparsifier.due(self._target)  # a list of the wrong length is found here,
         self.sparsifier.check_criteria()   # and a criterion that fails, before anything is trained
         self._check_overlap()
         self._fresh,self._due,self._snapshot,self._rows,self._moving = False,None,None,[],True
+
+    def _by_layer(self):
+        "The target with rules and parameter groups resolved: a percentage, a list or a dict of layer names"
+        target,layers = self.sparsity,self.sparsifier.layers
+        if isinstance(target, dict):
+            found,by_name = by_rule(target, layers, 'sparsity'),{}
+            for r,fs in found.items():
+                for f in fs:
+                    if f.name in by_name: raise ValueError(f"sparsity={target!r}: more than one of the rules matches {f.name!r}; let one do so, or use exclude=")
+                    by_name[f.name] = target[r]
+            return by_name
+        if isinstance(target, slice):
+            group = {id(p):i for i,g in enumerate(self.learn.opt.param_lists) for p in g}
+            steps = np.linspace(target.start, target.stop, len(self.learn.opt.param_lists)).tolist() if len(self.learn.opt.param_lists) > 1 else [target.stop]
+            return {l.name:steps[group[id(l.weight)]] for l in layers}
+        return 0 if target is None else target
 
     def _check_overlap(self):
         mine = {id(l.weight):l.name for l in self.sparsifier.layers}
@@ -248,7 +275,7 @@ class SparsifyCallback(Callback):
         if self.lth: self._check_lth()
         if self.epoch: self.sparsifier.resume(self._due_at(self.epoch/self.n_epoch))
         if self.sparsity is None: self._print(f'Keeping the zeros of {self.granularity}: a sparsity of {_brackets(self.sparsifier.sparsity)}%')
-        else: self._print(f'Pruning of {self.granularity} until a sparsity of {_brackets(self.sparsity)}%')
+        else: self._print(f'Pruning of {self.granularity} until a sparsity of {_brackets(self._target)}%')
         self._announced = True
 
     def _window(self):
@@ -265,7 +292,7 @@ class SparsifyCallback(Callback):
 
     def _check_lth(self):
         at = self.rewind_epoch/self.n_epoch
-        if at and self._due_at(at) != _like(self.sparsity, lambda s: self.start_sparsity):
+        if at and self._due_at(at) != _like(self._target, lambda s: self.start_sparsity):
             raise ValueError(f"rewind_epoch={self.rewind_epoch} comes after pruning has begun: with lth=True it must come before")
         n = len(self.learn.dls.train)*self.n_epoch
         moves = sum(self._due_at(i/n) != self._due_at((i+1)/n) for i in range(n))
@@ -353,8 +380,8 @@ class SparsifyCallback(Callback):
     def _measured(self, rep):
         "The measured sparsity in the form of `sparsity`: of all layers, or of each"
         by_name = {r.name:r.sparsity for r in rep.rows}
-        if isinstance(self.sparsity, dict): return [by_name[n] for n in self.sparsity]
-        return list(by_name.values()) if isinstance(self.sparsity, (list, tuple)) else rep.sparsity
+        if isinstance(self._target, dict): return [by_name[n] for n in self._target]
+        return list(by_name.values()) if isinstance(self._target, (list, tuple)) else rep.sparsity
 
     # -- a fit ends --------------------------------------------------------------------------------------------------------------
 

@@ -20,12 +20,13 @@ def _conv(out, inp, *space):
 
 _conv1d = {**_conv(1, 2, 3), 'column':1, 'row':2} # fasterai's words for shared_weight and channel
 _linear = {'weight':0, 'column':1, 'row':2, 'filter':2, 'layer':(1,2)} # weight: out, in; what feeds one output is its filter
-_embedding = {'weight':0, 'column':1, 'row':2, 'layer':(1,2)}          # weight: entries, features
+_matrix = {'weight':0, 'column':1, 'row':2, 'layer':(1,2)}             # an Embedding's entries and features, attention's in_proj_weight, an RNN's gates
 
 class Granularities:
     "The ways to cut the weights of each layer type into groups"
     _granularities = {nn.Conv2d:_conv(1, 2, 3, 4), nn.ConvTranspose2d:_conv(2, 1, 3, 4), nn.Conv1d:_conv1d, nn.Linear:_linear,
-                      nn.Conv3d:_conv(1, 2, 3, 4, 5), nn.ConvTranspose1d:_conv(2, 1, 3), nn.ConvTranspose3d:_conv(2, 1, 3, 4, 5), nn.Embedding:_embedding}
+                      nn.Conv3d:_conv(1, 2, 3, 4, 5), nn.ConvTranspose1d:_conv(2, 1, 3), nn.ConvTranspose3d:_conv(2, 1, 3, 4, 5), nn.Embedding:_matrix,
+                      nn.MultiheadAttention:_matrix, nn.RNNBase:_matrix}
 
     @classmethod
     def allowed_granularities(cls,

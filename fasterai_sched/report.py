@@ -7,7 +7,7 @@ from html import escape
 import torch
 from torch import Tensor, nn
 
-__all__ = ['Report', 'Row', 'n_zeros', 'sparsity_report']
+__all__ = ['Report', 'Row', 'n_zeros', 'weights_of', 'sparsity_report']
 
 def n_zeros(t:Tensor) -> int:
     "How many elements of `t` are exactly 0"
@@ -73,6 +73,13 @@ class Report:
         cols = ['name', 'index', 'type', 'params', 'zeros', 'sparsity', 'frozen']
         return pd.DataFrame([[getattr(r, c) for c in cols] for r in self.rows], columns=cols)
 
+def weights_of(m:nn.Module) -> dict:
+    "A layer's own weights by what it calls them: `weight`, or what it has in its place (attention's `in_proj_weight`, an RNN's `weight_ih_l0` ...)"
+    # a parametrization's weight is not looked at: to look is to compute, and may change buffers. torch's pruning leaves a plain tensor
+    w = m._parameters.get('weight', m.__dict__.get('weight'))
+    if w is not None: return {'weight':w}
+    return {n:p for n,p in m._parameters.items() if p is not None and 'weight' in n and p.ndim > 1}
+
 def _unselected(model, counted, share=0.01):
     "Parameters of two or more dimensions that hold over `share` of the model's, are not `counted`, and are not bias or norm"
     params = [(n, p) for n,p in model.named_parameters() if p.ndim > 1]
@@ -89,12 +96,12 @@ def sparsity_report(
     "Count the zeros in the layers of a model. A weight that two layers share is counted once, one that is computed (spectral_norm) not at all; raises ValueError if there is no such layer"
     rows,seen = [],set()
     for i,(n,m) in enumerate(model.named_modules()):
-        if not isinstance(m, layer_type) or names is not None and n not in names: continue
-        # a parametrization's weight is not looked at: to look is to compute, and may change buffers. torch's pruning leaves a plain tensor
-        w = m._parameters.get('weight', m.__dict__.get('weight'))
-        if w is None or id(w) in seen or layer_type is nn.Module and w.ndim < 2: continue
-        seen.add(id(w))
-        rows.append(Row(n, i, type(m).__name__, w.numel(), n_zeros(w), n in frozen))
+        if not isinstance(m, layer_type): continue
+        for attr,w in weights_of(m).items():
+            name = n if attr == 'weight' else f'{n}.{attr}'.lstrip('.')
+            if id(w) in seen or (layer_type is nn.Module and w.ndim < 2 if names is None else name not in names): continue
+            seen.add(id(w))
+            rows.append(Row(name, i, type(m).__name__, w.numel(), n_zeros(w), name in frozen))
     if not rows: raise ValueError(f"No {type_name(layer_type)} with a weight in this {type(model).__name__}; it has {weight_types(model)}")
     return Report(tuple(rows), _unselected(model, seen))
 
@@ -104,5 +111,5 @@ def type_name(layer_type):
 
 def weight_types(model):
     "What has a weight of two or more dimensions in `model`, for messages: type name -> how many"
-    types = [type(m).__name__ for m in model.modules() if getattr(m._parameters.get('weight'), 'ndim', 0) > 1]
+    types = [type(m).__name__ for m in model.modules() if any(getattr(w, 'ndim', 0) > 1 for w in weights_of(m).values())]
     return {t: types.count(t) for t in dict.fromkeys(types)} or 'no layer with a weight matrix'

@@ -1,7 +1,6 @@
 """The one object with state: the chosen layers of a model, their masks and their reference weights. Needs no fastai."""
 
 from __future__ import annotations
-from dataclasses import dataclass
 from difflib import get_close_matches
 from math import prod
 from numbers import Real
@@ -12,8 +11,9 @@ from torch import Tensor, nn
 
 from .criteria import as_criteria, large_final
 from .granularity import Granularities
+from .layers import Found, check_rules, select
 from .masks import keep_masks, n_pruned, round_kept
-from .report import n_zeros, sparsity_report, type_name, weight_types
+from .report import n_zeros, sparsity_report
 
 __all__ = ['Sparsifier', 'contexts']
 
@@ -31,7 +31,7 @@ def check_choices(granularity, context, layer_type, round_to, nm):
     for t in types:
         if not (isinstance(t, type) and issubclass(t, nn.Module)):
             raise ValueError(f"layer_type={layer_type!r} must be a class of layers such as nn.Conv2d, or a tuple of them")
-        Granularities.get_dim(t, granularity)
+        if t is not nn.Module: Granularities.get_dim(t, granularity)
     if context not in contexts: raise ValueError(f"context={context!r} is not one of {list(contexts)}")
     check_round_to(round_to)
     if nm: raise ValueError(f"nm={nm!r}: N:M patterns are not supported; leave nm=False (and give layer_type by name: nm comes before it)")
@@ -46,19 +46,18 @@ def _plain_name(name):
     while name.startswith(('module.', '_orig_mod.')): name = name.split('.', 1)[1]
     return name
 
-@dataclass(eq=False)
-class _Layer:
-    "A selected layer and what is held about it"
-    name:str; index:int; module:nn.Module; dim:list
-    mask:Tensor=None # what is kept, bool, the scores' shape; None: all
-    dead:int=0       # groups that `mask` prunes
-    kept:int=0       # groups that were zero at the start: they stay so until the schedule falls
-    ref:Tensor=None  # what the criterion compares with
-    master:Tensor=None # the optimizer's own copy of the weight, where it steps one (fp32 masters)
-    frozen:bool=False
+class _Layer(Found):
+    "A selected weight and what is held about it"
+    def __init__(self, found, granularity):
+        self.__dict__.update(vars(found))
+        self.dim    = Granularities.get_dim(self.module, granularity)
+        self.mask   = None  # what is kept, bool, the scores' shape; None: all
+        self.dead   = 0     # groups that `mask` prunes
+        self.kept   = 0     # groups that were zero at the start: they stay so until the schedule falls
+        self.ref    = None  # what the criterion compares with
+        self.master = None  # the optimizer's own copy of the weight, where it steps one (fp32 masters)
+        self.frozen = False
 
-    @property
-    def weight(self): return self.module.weight
     @property
     def copies(self): return [self.weight] if self.master is None else [self.weight, self.master]
     @property
@@ -76,51 +75,23 @@ class Sparsifier:
         nm:bool=False,              # Not supported; here for the order of arguments
         layer_type=nn.Conv2d,       # Type of the layers to make sparse, or a tuple of types
         *,
-        layers=None,                # Names of the layers to make sparse, all of that type; None: every one
+        layers=None,                # Which of them: names, globs, regular expressions, types, functions of (name, layer), one or a list; None: all
+        exclude=None,               # Which of them not, by the same rules
         keep_zeros:bool=False       # Whether a wholly zero weight is pruned and stays so, and not an initialisation to train
     ):
         "Raises ValueError for an unknown word, for no layer of that type, and for a weight that is computed (spectral_norm, weight_norm)"
         if isinstance(layer_type, list): layer_type = tuple(layer_type)
         check_choices(granularity, context, layer_type, None, nm)
+        for n,v in dict(layers=layers, exclude=exclude).items(): check_rules(n, v)
         self.model,self.granularity,self.context,self.layer_type = model,granularity,context,layer_type
         self.criteria,self.keep_zeros = as_criteria(criteria),keep_zeros
         self.generator = torch.Generator().manual_seed(42) # its own, so that the global random state stays as it was
-        self.layers    = self._select(layers)
+        self.layers    = [_Layer(f, granularity) for f in select(model, layer_type, layers, exclude)]
         self._asked    = {} # layer name, or None for all of them -> (percent, groups to prune) asked last
         for l in self.layers: self._adopt_zeros(l)
         self.save_refs()
 
     # -- which layers ------------------------------------------------------------------------------------------------------------
-
-    def _select(self, names):
-        mods = dict(self.model.named_modules())
-        order = {n:i for i,n in enumerate(mods)}
-        found = {n:m for n,m in mods.items() if isinstance(m, self.layer_type)}
-        if not found: raise ValueError(f"layer_type={type_name(self.layer_type)}: there is none in this {type(self.model).__name__}; "
-                                       f"it has {weight_types(self.model)}")
-        for n in names or ():
-            if n not in mods: raise ValueError(f"sparsity or layers names {n!r}: there is no such layer; close: {get_close_matches(str(n), found) or list(found)}")
-            if n not in found: raise ValueError(f"sparsity or layers names {n!r}, which is a {type(mods[n]).__name__}, and layer_type={type_name(self.layer_type)}; "
-                                                f"add its type: layer_type=(nn.Conv2d, nn.Linear), say")
-        layers,seen = [],{}
-        for n,m in found.items():
-            if names is not None and n not in names: continue
-            self._check_weight(n, m)
-            if id(m.weight) in seen:
-                if names is not None: raise ValueError(f"Layers {seen[id(m.weight)]!r} and {n!r} share their weight: name one of them")
-                continue
-            seen[id(m.weight)] = n
-            layers.append(_Layer(n, order[n], m, Granularities.get_dim(m, self.granularity)))
-        if not layers: raise ValueError("No layer is selected: `layers` is empty")
-        return layers
-
-    @staticmethod
-    def _check_weight(name, m):
-        w = m._parameters.get('weight')
-        if w is None: raise ValueError(f"The weight of layer {name!r} ({type(m).__name__}) is computed from others (spectral_norm, weight_norm "
-                                       "or another parametrization), so zeros in it would not last. Remove that first, or leave the layer out")
-        if isinstance(w, nn.parameter.UninitializedParameter): raise ValueError(f"Layer {name!r} ({type(m).__name__}) is not initialized: "
-                                                                                "run the model once on a batch first")
 
     @property
     def active(self): return [l for l in self.layers if not l.frozen]
@@ -235,7 +206,7 @@ class Sparsifier:
         self._asked = {None:(max(due.values()), None, None)} if self.context == 'global' else {l.name:(s, None, None) for l,s in due.items()}
 
     def sparsify_layer(self,
-        m,                 # A selected layer, or its name
+        m,                 # A selected layer, or its name (of a layer of several weights, one's: 'rnn.weight_hh_l0')
         sparsity:float,    # Percent, 0 to 100
         round_to:int=None  # Make the number of groups kept a multiple of this, or all
     ) -> bool:             # Whether its mask moved
@@ -270,7 +241,7 @@ class Sparsifier:
         named,todo = {_plain_name(k):v for k,v in named.items()},[]
         for l in self.layers:
             if l.mask is None: continue
-            name = _plain_name(f'{l.name}.weight' if l.name else 'weight')
+            name = _plain_name(l.key)
             w = named.get(name)
             if w is None or w.shape != l.weight.shape:
                 raise ValueError(f"model={type(model).__name__} is no copy of the sparse model: its {name!r} "
@@ -305,7 +276,7 @@ class Sparsifier:
 
     def report(self):
         "The selected layers' zeros, counted: a `Report`"
-        return sparsity_report(self.model, self.layer_type, [l.name for l in self.layers], [l.name for l in self.layers if l.frozen])
+        return sparsity_report(self.model, nn.Module, [l.name for l in self.layers], [l.name for l in self.layers if l.frozen])
 
     def print_sparsity(self):
         "Print the report"

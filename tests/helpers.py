@@ -34,6 +34,8 @@ def image_learner(**kwargs):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
     return tiny_learner(model, dls=block.dataloaders(items, bs=9, num_workers=0), **kwargs)
 
+SEVERAL = nn.MultiheadAttention,nn.RNNBase # layer types whose weights are several, or not called `weight`
+
 def convs(model, types=nn.Conv2d): return [m for m in model.modules() if isinstance(m, types)]
 def zeros(model, types=nn.Conv2d): return [int((m.weight == 0).sum()) for m in convs(model, types)]
 

@@ -9,6 +9,7 @@ from math import floor, inf, nan
 import numpy as np
 import pytest
 import torch
+from helpers import SEVERAL
 from hypothesis import given, strategies as st
 from torch import nn, tensor
 from torch.nn.utils import parametrizations, prune
@@ -23,7 +24,7 @@ pairs = {nn.Conv2d:lambda: (nn.Conv2d(3, 8, (2, 5)), nn.Conv2d(8, 5, 2)),
          nn.ConvTranspose1d:lambda: (nn.ConvTranspose1d(3, 8, 5), nn.ConvTranspose1d(8, 5, 3)), nn.Embedding:lambda: (nn.Embedding(8, 3), nn.Embedding(5, 8)),
          nn.Conv3d:lambda: (nn.Conv3d(3, 4, (2, 2, 3)), nn.Conv3d(4, 5, 2)),
          nn.ConvTranspose3d:lambda: (nn.ConvTranspose3d(3, 4, (2, 2, 3)), nn.ConvTranspose3d(4, 5, 2))}
-table = [(t, g) for t,row in Granularities._granularities.items() for g in row]
+table = [(t, g) for t,row in Granularities._granularities.items() for g in row if t not in SEVERAL]
 
 def linear(*rows):
     "A linear layer of these weights, a row a unit"

@@ -1,0 +1,101 @@
+"""WHERE: rules -> the layers of a model that are made sparse."""
+
+from __future__ import annotations
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+import re
+
+from torch import nn
+
+from .granularity import Granularities
+from .report import type_name, weight_types, weights_of
+
+__all__ = ['Found', 'check_rules', 'by_rule', 'find', 'select']
+
+class Found:
+    "A weight that rules found, in its layer"
+    def __init__(self, name, index, module, attr):
+        self.name   = name if attr == 'weight' else f'{name}.{attr}'.lstrip('.') # the layer's, or that of one of its weights
+        self.index  = index  # the layer's place in `model.modules()`
+        self.module = module
+        self.attr   = attr   # what the layer calls this weight
+
+    @property
+    def weight(self): return getattr(self.module, self.attr)
+    @property
+    def key(self):
+        "The weight's name in the model's `state_dict`"
+        return f'{self.name}.weight'.lstrip('.') if self.attr == 'weight' else self.name
+
+def _is_rule(r): return isinstance(r, (str, re.Pattern)) or callable(r)
+def _as_list(rules): return [] if rules is None else list(rules) if isinstance(rules, (list, tuple, set, dict)) else [rules]
+
+def check_rules(name, rules):
+    "ValueError unless `rules` is None, a rule or several"
+    for r in _as_list(rules):
+        if not _is_rule(r): raise ValueError(f"{name}={rules!r}: {r!r} is no rule; give names, globs ('*.downsample.*'), compiled regular expressions, "
+                                            "layer types, or functions of (name, layer)")
+
+def _matches(rule, f):
+    if isinstance(rule, type): return isinstance(f.module, rule)
+    if isinstance(rule, str): return rule == f.name or fnmatchcase(f.name, rule)
+    return bool(rule.search(f.name) if isinstance(rule, re.Pattern) else rule(f.name, f.module))
+
+def _said(rule): return rule.__name__ if isinstance(rule, type) else repr(rule.pattern if isinstance(rule, re.Pattern) else rule)
+
+def find(
+    model:nn.Module, # Any model
+    layer_type,      # A type of layer, or a tuple of types; `nn.Module` is every type that has granularities
+    layers=None,     # Rules for the names of layers; None: all
+    exclude=None     # Rules for those to leave out
+) -> list[Found]:
+    "Every weight of the layers of these types that the rules let through, in model order"
+    types = Granularities.available_modules() if layer_type is nn.Module else layer_type
+    every = [Found(n, i, m, attr) for i,(n,m) in enumerate(model.named_modules()) if isinstance(m, types) for attr in weights_of(m) or ('weight',)]
+    any_of = lambda rules, f: any(_matches(r, f) for r in _as_list(rules))
+    return [f for f in every if (layers is None or any_of(layers, f)) and not any_of(exclude, f)]
+
+def by_rule(
+    rules,      # The keys of a dict, say
+    found,      # What they choose among
+    what:str,   # The argument they were given as, for messages
+    model=None, # To tell a layer of another type from none at all
+    layer_type=None
+) -> dict:      # rule -> [Found]
+    "What each rule finds; raises ValueError for one that finds nothing, and for two that find the same"
+    names = [f.name for f in found]
+    out = {r: [f for f in found if _matches(r, f)] for r in _as_list(rules)}
+    for r,fs in out.items():
+        if fs: continue
+        other = dict(model.named_modules()).get(r) if model is not None and isinstance(r, str) else None
+        if other is not None and weights_of(other): raise ValueError(f"{what} names {r!r}, which is a {type(other).__name__}, and "
+            f"layer_type={type_name(layer_type)}; add its type: layer_type=(nn.Conv2d, nn.Linear), say")
+        close = get_close_matches(r, names) if isinstance(r, str) else []
+        raise ValueError(f"{what} names {_said(r)}: there is no such layer; close: {close or names}")
+    return out
+
+def select(
+    model:nn.Module, # Any model
+    layer_type,      # As for `find`
+    layers=None,     # As for `find`
+    exclude=None     # As for `find`
+) -> list[Found]:    # Each weight once
+    "The weights to make sparse; raises ValueError for no layer, for a rule without use, and for a weight that can't be made sparse"
+    every = find(model, layer_type)
+    if not every: raise ValueError(f"layer_type={type_name(layer_type)}: there is none in this {type(model).__name__}; it has {weight_types(model)}")
+    by_rule(layers,  every, 'sparsity or layers', model, layer_type)
+    by_rule(exclude, every, 'exclude')
+    found,seen = [],{}
+    for f in find(model, layer_type, layers, exclude):
+        _check_weight(f)
+        first = seen.setdefault(id(f.weight), f)
+        if first is f: found.append(f)
+        elif {first.name, f.name} <= {r for r in _as_list(layers) if isinstance(r, str)}: raise ValueError(f"Layers {first.name!r} and {f.name!r} share their weight: name one of them")
+    if not found: raise ValueError(f"No layer is selected: layers={layers!r} and exclude={exclude!r} leave none of {[f.name for f in every]}")
+    return found
+
+def _check_weight(f):
+    w = f.module._parameters.get(f.attr)
+    if not isinstance(w, nn.Parameter): raise ValueError(f"The weight of layer {f.name!r} ({type(f.module).__name__}) is computed from others (spectral_norm, weight_norm "
+                                                         "or another parametrization), so zeros in it would not last. Remove that first, or leave the layer out")
+    if isinstance(w, nn.parameter.UninitializedParameter): raise ValueError(f"Layer {f.name!r} ({type(f.module).__name__}) is not initialized: run the model once on a batch first")
