@@ -256,14 +256,13 @@ class SparsifyCallback(Callback):
             if both: raise ValueError(f"Two SparsifyCallbacks select the same layers, {both}: give each its own, by layer_type= or a dict of names as sparsity=")
 
     def _find_masters(self):
-        "Where the optimizer steps copies of the weights (fp32 masters), find each layer's"
-        stepped = [p for g in self.learn.opt.param_lists for p in g]
-        if {id(l.weight) for l in self.sparsifier.layers} & {id(p) for p in stepped}: masters = {}
-        else:
-            own = [p for g in self.learn.splitter(self._whole) for p in ([g] if isinstance(g, nn.Parameter) else g)]
-            if len(own) != len(stepped): own = [p for p in own if p.requires_grad]
-            masters = {id(p):q for p,q in zip(own, stepped) if p.shape == q.shape} if len(own) == len(stepped) else {}
-        for l in self.sparsifier.layers: l.master = masters.get(id(l.weight))
+        "Where the optimizer steps copies of the parameters (fp32 masters), find them"
+        sp,stepped = self.sparsifier,[p for g in self.learn.opt.param_lists for p in g]
+        sp.masters = {}
+        if {id(l.weight) for l in sp.layers} & {id(p) for p in stepped}: return
+        own = [p for g in self.learn.splitter(self._whole) for p in ([g] if isinstance(g, nn.Parameter) else g)]
+        if len(own) != len(stepped): own = [p for p in own if p.requires_grad]
+        if len(own) == len(stepped): sp.masters = {id(p):q for p,q in zip(own, stepped) if p.shape == q.shape}
 
     def _announce(self):
         self._window()

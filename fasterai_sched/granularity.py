@@ -52,6 +52,16 @@ class Granularities:
         return list(table[g]) if isinstance(table[g], (tuple, list)) else [table[g]]
 
     @classmethod
+    def out_dim(cls,
+        m:nn.Module|type # A layer, or its type
+    ) -> int|None:       # Counted from 1; None where the type has no `filter`
+        "The dimension of the weight that counts output channels: the one that a filter does not span"
+        spanned = cls.allowed_granularities(m).get('filter')
+        if spanned is None: return None
+        spanned = spanned if isinstance(spanned, (tuple, list)) else (spanned,)
+        return next(d for d in range(1, max(spanned) + 2) if d not in spanned)
+
+    @classmethod
     def available_modules(cls) -> tuple: # Layer types, for `isinstance`
         "The layer types that have granularities"
         return tuple(cls._granularities)

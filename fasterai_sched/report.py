@@ -37,6 +37,7 @@ class Report:
     "What is zero in a model: a row a layer, and the sum over those that train"
     rows:tuple           # Of `Row`
     unselected:tuple=()  # Large weights that no row counts: (name, number of weights)
+    notes:tuple=()       # What else there is to know, a sentence each; shown under the table in a notebook
 
     @property
     def params(self): return sum(r.params for r in self.rows if not r.frozen)
@@ -65,7 +66,7 @@ class Report:
         foot = tr('Overall', '', 'all', f'{self.params:,}', f'{self.zeros:,}', f'{self.sparsity:.2f}%', tag='th')
         rest = ', '.join(f'{escape(n)} ({p:,})' for n,p in self.unselected)
         note = f'<p>Not selected, and dense or not, not counted here: {rest}</p>' if rest else ''
-        return f'<table><thead>{head}</thead><tbody>{"".join(body)}</tbody><tfoot>{foot}</tfoot></table>{note}'
+        return f'<table><thead>{head}</thead><tbody>{"".join(body)}</tbody><tfoot>{foot}</tfoot></table>{note}' + ''.join(f'<p>{escape(n)}</p>' for n in self.notes)
 
     def to_df(self):
         "A DataFrame, a row a layer: name, index, type, params, zeros, sparsity (percent), frozen"

@@ -1,6 +1,7 @@
 """The one object with state: the chosen layers of a model, their masks and their reference weights. Needs no fastai."""
 
 from __future__ import annotations
+from dataclasses import replace
 from difflib import get_close_matches
 from math import prod
 from numbers import Real
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .criteria import as_criteria, large_final
+from .channels import batch_norms
 from .granularity import Granularities
 from .layers import Found, check_rules, select
 from .masks import keep_masks, n_pruned, round_kept
@@ -55,11 +57,25 @@ class _Layer(Found):
         self.dead   = 0     # groups that `mask` prunes
         self.kept   = 0     # groups that were zero at the start: they stay so until the schedule falls
         self.ref    = None  # what the criterion compares with
-        self.master = None  # the optimizer's own copy of the weight, where it steps one (fp32 masters)
         self.frozen = False
+        self.after  = []    # (parameter, its values when each channel died): the bias and the batch norm of whole output channels
+        self.scale  = None  # which of them is the batch norm's weight
+        out = Granularities.out_dim(self.module) if self.attr == 'weight' else None
+        self.of_channels = out is not None and self.dim != [0] and set(range(1, self.weight.ndim + 1)) - set(self.dim) <= {out}
 
     @property
-    def copies(self): return [self.weight] if self.master is None else [self.weight, self.master]
+    def alive(self):
+        "Which output channels are, where groups are whole channels; a grouped transposed convolution has several a group"
+        if self.mask is None or not self.after: return None
+        each = self.mask.flatten()
+        return each.expand(len(self.after[0][0])) if len(each) == 1 else each.repeat(len(self.after[0][0])//len(each))
+
+    @property
+    def held(self):
+        "(parameter, what of it is kept, bool) of all that the mask holds at 0"
+        if self.mask is None: return []
+        return [(self.weight, self.mask), *((p, self.alive) for p,_ in self.after if p.requires_grad)]
+
     @property
     def size(self): return prod(self.weight.shape[d-1] for d in self.dim if d) # weights in a group
     @property
@@ -67,6 +83,7 @@ class _Layer(Found):
 
 class Sparsifier:
     "Makes the layers of a model sparse, and keeps them so. What is asked is what is applied: counts are exact"
+    unsure = () # names of layers whose batch norm is left alone, because it isn't certain that they alone feed it
     def __init__(self,
         model:nn.Module,            # The model; only the values of its selected weights are changed
         granularity:str='weight',   # What is removed as one: see `Granularities`
@@ -87,11 +104,26 @@ class Sparsifier:
         self.criteria,self.keep_zeros = as_criteria(criteria),keep_zeros
         self.generator = torch.Generator().manual_seed(42) # its own, so that the global random state stays as it was
         self.layers    = [_Layer(f, granularity) for f in select(model, layer_type, layers, exclude)]
+        self.masters   = {} # id of a parameter -> the optimizer's own copy of it, where it steps one (fp32 masters)
         self._asked    = {} # layer name, or None for all of them -> (percent, groups to prune) asked last
+        self._find_what_follows()
         for l in self.layers: self._adopt_zeros(l)
         self.save_refs()
 
     # -- which layers ------------------------------------------------------------------------------------------------------------
+
+    def _find_what_follows(self):
+        "Of layers whose groups are whole output channels: the bias, and the batch norm that they alone feed"
+        if not any(l.of_channels for l in self.layers): return
+        norms,unsure = batch_norms(self.model)
+        owners = [id(p) for m in self.model.modules() for p in m._parameters.values() if p is not None]
+        self.unsure = tuple(l.name for l in self.layers if l.of_channels and l.name in unsure)
+        for l in self.layers:
+            if not l.of_channels: continue
+            norm = self.model.get_submodule(norms[l.name]) if l.name in norms else None
+            params = [m._parameters.get(n) for m,n in ((l.module, 'bias'), (norm, 'weight'), (norm, 'bias')) if m is not None]
+            l.after = [(p, p.detach().clone()) for p in params if p is not None and owners.count(id(p)) == 1]
+            l.scale = norm.weight if norm is not None else None
 
     @property
     def active(self): return [l for l in self.layers if not l.frozen]
@@ -155,8 +187,23 @@ class Sparsifier:
         self.generator.set_state(state)
 
     def _set_mask(self, l, keep):
+        before = l.alive
         l.dead = n_zeros(keep)
         l.mask = keep if l.dead else None
+        if l.after: self._bury(l, before)
+
+    @torch.no_grad()
+    def _bury(self, l, before):
+        "Keep what the channels that died had in their bias and batch norm, and give it back to those that return"
+        after = l.alive
+        for p,was in l.after:
+            every = torch.ones(len(p), dtype=torch.bool, device=p.device)
+            old,now = (every if a is None else a.to(p.device) for a in (before, after))
+            died,back = old & ~now,now & ~old
+            was[died] = p[died]
+            # weights come back at 0, and what then would get no gradient would never train: a scale of 0 (it died in an earlier
+            # fit) comes back as 1, and a bias that a ReLU would cut off with its sign changed
+            p[back] = torch.where(was == 0, 1, was)[back] if p is l.scale else was.abs().clamp_min(1e-3)[back]
 
     def _sparsify(self, key, layers, s, round_to):
         "Bring `layers`, as one budget, to `s` percent; whether their masks moved"
@@ -225,11 +272,21 @@ class Sparsifier:
         "What is kept, by layer name: bool, on the weight's device, its shape with a group's dimensions 1; layers with nothing pruned are left out"
         return {l.name:l.mask for l in self.layers if l.mask is not None}
 
+    def _held(self, layers):
+        "(parameter or the optimizer's copy of it, what of it is kept) of all that is held at 0"
+        for l in layers:
+            for p,keep in l.held:
+                yield p,keep
+                if id(p) in self.masters: yield self.masters[id(p)],keep
+
     @torch.no_grad()
     def _zero(self, layers):
-        for l in layers:
-            if l.mask is not None:
-                for w in l.copies: w.masked_fill_(~l.mask, 0) # and not `mul_`: inf times 0 is NaN
+        for p,keep in self._held(layers): p.masked_fill_(~keep, 0) # and not `mul_`: inf times 0 is NaN
+
+    def held(self) -> dict:
+        "What the masks keep, by the parameter's name: of weights, and of the bias and batch norm of whole output channels"
+        names = {id(p):n for n,p in self.model.named_parameters()}
+        return {names[id(p)]:keep for l in self.layers for p,keep in l.held}
 
     @torch.no_grad()
     def apply_masks(self,
@@ -237,35 +294,29 @@ class Sparsifier:
     ):
         "Zero the pruned weights. An average over steps (EMA, SWA) of weights that were pruned on the way is as sparse as the model again"
         if model is None: return self._zero(self.layers)
-        named = model if isinstance(model, dict) else dict(model.named_parameters(remove_duplicate=False))
-        named,todo = {_plain_name(k):v for k,v in named.items()},[]
-        for l in self.layers:
-            if l.mask is None: continue
-            name = _plain_name(l.key)
-            w = named.get(name)
-            if w is None or w.shape != l.weight.shape:
-                raise ValueError(f"model={type(model).__name__} is no copy of the sparse model: its {name!r} "
-                                 + ("is missing" if w is None else f"has shape {tuple(w.shape)} and not {tuple(l.weight.shape)}"))
-            todo.append((w, l.mask))
-        for w,mask in todo: w.masked_fill_(~mask.to(w.device), 0)
+        own,named = dict(self.model.named_parameters()),model if isinstance(model, dict) else dict(model.named_parameters(remove_duplicate=False))
+        named,held = {_plain_name(k):v for k,v in named.items()},self.held()
+        for k in held:
+            v = named.get(_plain_name(k))
+            if v is None or v.shape != own[k].shape:
+                raise ValueError(f"model={type(model).__name__} is no copy of the sparse model: its {k!r} "
+                                 + ("is missing" if v is None else f"has shape {tuple(v.shape)} and not {tuple(own[k].shape)}"))
+        for k,keep in held.items(): named[_plain_name(k)].masked_fill_(~keep.to(named[_plain_name(k)].device), 0)
 
     @torch.no_grad()
     def mask_grads(self):
         "Zero the gradients of pruned weights"
-        for l in self.active:
-            if l.mask is not None:
-                for w in l.copies:
-                    if w.grad is not None: w.grad.mul_(l.mask)
+        for p,keep in self._held(self.active):
+            if p.grad is not None: p.grad.mul_(keep)
 
     @torch.no_grad()
     def mask_state(self,
         state # Parameter -> dict of what an optimizer holds about it
     ):
         "Zero what an optimizer has averaged for pruned weights"
-        for l in self.active:
-            if l.mask is None: continue
-            for v in state.get(l.copies[-1], {}).values():
-                if isinstance(v, Tensor) and v.shape == l.weight.shape: v.mul_(l.mask)
+        for p,keep in self._held(self.active):
+            for v in state.get(p, {}).values():
+                if isinstance(v, Tensor) and v.shape == p.shape: v.mul_(keep)
 
     # -- how much ----------------------------------------------------------------------------------------------------------------
 
@@ -276,7 +327,10 @@ class Sparsifier:
 
     def report(self):
         "The selected layers' zeros, counted: a `Report`"
-        return sparsity_report(self.model, nn.Module, [l.name for l in self.layers], [l.name for l in self.layers if l.frozen])
+        rep = sparsity_report(self.model, nn.Module, [l.name for l in self.layers], [l.name for l in self.layers if l.frozen])
+        if not self.unsure: return rep
+        return replace(rep, notes=(f"The batch norm behind {', '.join(self.unsure)} is left alone, because something else may feed it or read the layer: "
+                                   "a channel that is dead there may still emit a constant",))
 
     def print_sparsity(self):
         "Print the report"

@@ -28,8 +28,8 @@ class Snapshot:
         sparsifier # Its masks are laid over the weights
     ) -> dict:     # A `state_dict`, on the CPU
         "These weights under the masks of now"
-        by_weight = {id(l.weight):l.mask for l in sparsifier.layers if l.mask is not None}
-        masks = {k:by_weight[id(p)] for k,p in self.model.named_parameters(remove_duplicate=False) if id(p) in by_weight}
+        held = {id(p):keep for l in sparsifier.layers for p,keep in l.held}
+        masks = {k:held[id(p)] for k,p in self.model.named_parameters(remove_duplicate=False) if id(p) in held}
         return {k:v*masks[k].cpu() if k in masks else v for k,v in self.weights.items()}
 
     def save(self,
