@@ -13,26 +13,16 @@ from fastai.torch_core import get_model, rank_distrib
 from fastcore.imports import in_notebook
 
 from .criteria import as_criteria, large_final
-from .schedules import agp, as_schedule, check_schedule, is_absolute, windowed
-from .layers import by_rule, check_rules, find
-from .sparsifier import Sparsifier, check_choices, check_percent
+from .layers import check_rules, find
+from .schedules import agp, as_schedule, is_absolute
+from .sparsifier import Sparsifier, check_choices
+from .targets import Target, brackets, check_whole
 from .tickets import Snapshot
 from . import plots
 
 __all__ = ['SparsifyCallback']
 
 _agp = replace(agp) # equal to agp and not agp itself: tells whether `schedule` was given
-
-def _check_target(name, value):
-    "ValueError unless `value` is a percentage; 0.9 was probably meant to be 90"
-    check_percent(name, value)
-    if 0 < float(value) < 1:
-        raise ValueError(f"{name}={value!r} is below 1%; a sparsity is a percentage, 0 to 100: did you mean {name}={float(value)*100:g}?")
-
-def _check_epoch(name, value, least=0):
-    "ValueError unless `value` is None or a whole number"
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-        raise ValueError(f"{name}={value!r} must be a whole number of at least {least}, or None")
 
 def _either(new, old, **words):
     "The one of two words for the same thing that was given; ValueError if both were"
@@ -49,18 +39,6 @@ def _unwrap(model):
     while (inner := get_model(getattr(model, '_orig_mod', model))) is not model: model = inner
     return model
 
-def _values(x):
-    if isinstance(x, slice): return [x.start, x.stop]
-    return list(x.values()) if isinstance(x, dict) else list(x) if isinstance(x, (list, tuple)) else [x]
-
-def _like(x, f):
-    "`f` of the percentage, or of each of the list or dict, that `x` is"
-    return {k:f(v) for k,v in x.items()} if isinstance(x, dict) else [f(v) for v in x] if isinstance(x, (list, tuple)) else f(x)
-
-def _brackets(x):
-    "`[90]`, `[29.71]`, `[10, 20.0]`: an int as it is, a float with two decimals at most"
-    return str([v if isinstance(v, int) else round(float(v), 2) for v in _values(x)])
-
 class _AfterAll(Callback):
     "The end of a SparsifyCallback's fit, after SaveModel (61) has reloaded its best. Comes to a learner and goes with its callback"
     order = 1000
@@ -71,7 +49,7 @@ class SparsifyCallback(Callback):
     "Train a sparse model: at each step as sparse as `schedule` says, at the end exactly as sparse as was asked"
     order,run_valid,remove_on_fetch,_only_train_loop = 55,False,True,True # after Recorder (50), before what writes its table (60)
     _stateattrs = ('sparsifier','_snapshot')                              # what `learn.export` leaves behind
-    sparsifier = _snapshot = _due = _epoch_report = _learn = _column = None
+    sparsifier = target = _snapshot = _due = _epoch_report = _learn = _column = None
     _fresh = _on = _announced = _warned = _moving = _moved = False
 
     def __init__(self,
@@ -106,15 +84,15 @@ class SparsifyCallback(Callback):
         sched  = _either(None if schedule is _agp else schedule, sched_func, schedule=schedule, sched_func=sched_func)
         self.schedule,self.criteria = as_schedule(agp if sched is None else sched),as_criteria(criteria)
         if target is None and is_absolute(self.schedule): target = self.schedule(0, 100, 1.)
-        if target is not None: self._check_sparsity(target, start_sparsity, context)
+        if target is not None: Target(target, self.schedule, start_sparsity).check(context)
         elif not keep_zeros: raise ValueError("sparsity=None: give the target in percent, such as sparsity=90, or keep_zeros=True to keep what is zero")
         else: _check_unused(schedule=sched, start_sparsity=start_sparsity, start_epoch=start_epoch, end_epoch=end_epoch, round_to=round_to, lth=lth)
         if isinstance(layer_type, list): layer_type = tuple(layer_type)
         check_choices(granularity, context, layer_type, round_to, nm)
         if isinstance(target, dict) and layers is not None: raise ValueError(f"layers={layers!r}: the keys of sparsity={target!r} select already")
-        for n,v in dict(sparsity=target if isinstance(target, dict) else None, layers=layers, exclude=exclude).items(): check_rules(n, v)
-        for n,v in dict(rewind_epoch=rewind_epoch, start_epoch=start_epoch).items(): _check_epoch(n, v)
-        _check_epoch('end_epoch', end_epoch, 1)
+        for n,v in dict(layers=layers, exclude=exclude).items(): check_rules(n, v)
+        for n,v in dict(rewind_epoch=rewind_epoch, start_epoch=start_epoch).items(): check_whole(n, v)
+        check_whole('end_epoch', end_epoch, 1)
         if end_epoch is not None and start_epoch is not None and end_epoch <= start_epoch:
             raise ValueError(f"end_epoch={end_epoch} must come after start_epoch={start_epoch}")
         for n,v in dict(lth=lth, reset_end=reset_end, save_tickets=save_tickets).items():
@@ -126,20 +104,6 @@ class SparsifyCallback(Callback):
         self.layers,self.exclude = list(target) if isinstance(target, dict) else layers,exclude
         self.keep_zeros,self.sparse_model,self._rows = keep_zeros,model,[] # not `model`: that would hide learn.model
         self._after_all = _AfterAll(self._end_fit)
-
-    def _check_sparsity(self, target, start, context):
-        if isinstance(target, (list, tuple, dict, slice)):
-            if isinstance(target, slice) and (target.step is not None or None in _values(target)):
-                raise ValueError(f"sparsity={target!r}: give a first and a last percentage, such as slice(30, 90)")
-            if not isinstance(target, slice) and not target: raise ValueError(f"sparsity={target!r} is empty: give a percentage a layer")
-            if context == 'global': raise ValueError(f"sparsity={target!r} has one value a layer, and context='global' one budget for all: "
-                                                     "use context='local'")
-            if is_absolute(self.schedule): raise ValueError(f"schedule={self.schedule.__name__} has its own target, and sparsity={target!r} one a layer: "
-                                                            "give a function of (start, end, pos)")
-        _check_target('start_sparsity', start)
-        for v in _values(target): _check_target('sparsity', v)
-        if is_absolute(self.schedule) and start: raise ValueError(f"start_sparsity={start!r}: schedule={self.schedule.__name__} has its own start")
-        for v in dict.fromkeys(_values(target)): check_schedule(self.schedule, start, v)
 
     # -- a fit begins ------------------------------------------------------------------------------------------------------------
 
@@ -226,27 +190,12 @@ class SparsifyCallback(Callback):
         if not any(id(p) in mine for p in self._part.parameters()): raise ValueError("model= has no parameter in common with the learner's model")
         self.sparsifier = Sparsifier(self._part, self.granularity, self.context, self.criteria, layer_type=self.layer_type,
                                      layers=self.layers, exclude=self.exclude, keep_zeros=self.keep_zeros)
-        self._target = self._by_layer()
-        self.sparsifier.due(self._target)  # a list of the wrong length is found here,
-        self.sparsifier.check_criteria()   # and a criterion that fails, before anything is trained
+        target = Target(0 if self.sparsity is None else self.sparsity, self.schedule, self.start_sparsity)
+        self.target = target.of_layers(self.sparsifier.layers, self.learn.opt.param_lists)
+        self.sparsifier.due(self.target.sparsity) # a list of the wrong length is found here,
+        self.sparsifier.check_criteria()          # and a criterion that fails, before anything is trained
         self._check_overlap()
         self._fresh,self._due,self._snapshot,self._rows,self._moving = False,None,None,[],True
-
-    def _by_layer(self):
-        "The target with rules and parameter groups resolved: a percentage, a list or a dict of layer names"
-        target,layers = self.sparsity,self.sparsifier.layers
-        if isinstance(target, dict):
-            found,by_name = by_rule(target, layers, 'sparsity'),{}
-            for r,fs in found.items():
-                for f in fs:
-                    if f.name in by_name: raise ValueError(f"sparsity={target!r}: more than one of the rules matches {f.name!r}; let one do so, or use exclude=")
-                    by_name[f.name] = target[r]
-            return by_name
-        if isinstance(target, slice):
-            group = {id(p):i for i,g in enumerate(self.learn.opt.param_lists) for p in g}
-            steps = np.linspace(target.start, target.stop, len(self.learn.opt.param_lists)).tolist() if len(self.learn.opt.param_lists) > 1 else [target.stop]
-            return {l.name:steps[group[id(l.weight)]] for l in layers}
-        return 0 if target is None else target
 
     def _check_overlap(self):
         mine = {id(l.weight):l.name for l in self.sparsifier.layers}
@@ -265,58 +214,38 @@ class SparsifyCallback(Callback):
         if len(own) == len(stepped): sp.masters = {id(p):q for p,q in zip(own, stepped) if p.shape == q.shape}
 
     def _announce(self):
-        self._window()
+        self.target = self.target.in_window(self.n_epoch, self.start_epoch, self.end_epoch)
         for n in ('lth', 'reset_end', 'save_tickets'):
             if getattr(self, n) and self.epoch > self.rewind_epoch: raise ValueError(
                 f"{n}={getattr(self, n)!r} needs the weights of rewind_epoch={self.rewind_epoch}, and this fit begins at epoch {self.epoch}")
         if self.rewind_epoch is not None and self.rewind_epoch >= self.n_epoch:
             raise ValueError(f"rewind_epoch={self.rewind_epoch} is beyond this fit of {self.n_epoch} epochs, 0 to {self.n_epoch-1}")
         if self.lth: self._check_lth()
-        if self.epoch: self.sparsifier.resume(self._due_at(self.epoch/self.n_epoch))
-        if self.sparsity is None: self._print(f'Keeping the zeros of {self.granularity}: a sparsity of {_brackets(self.sparsifier.sparsity)}%')
-        else: self._print(f'Pruning of {self.granularity} until a sparsity of {_brackets(self._target)}%')
+        if self.epoch: self.sparsifier.resume(self.target.due(self.epoch/self.n_epoch))
+        if self.sparsity is None: self._print(f'Keeping the zeros of {self.granularity}: a sparsity of {brackets(self.sparsifier.sparsity)}%')
+        else: self._print(f'Pruning of {self.granularity} until a sparsity of {brackets(self.target.sparsity)}%')
         self._announced = True
-
-    def _window(self):
-        "The schedule in this fit's window"
-        n,start,end = self.n_epoch,self.start_epoch,self.end_epoch
-        if start is not None and start >= n: raise ValueError(f"start_epoch={start} is beyond this fit of {n} epochs, 0 to {n-1} "
-                                                                "(the two phases of fine_tune are two fits)")
-        if end is not None and end > n: raise ValueError(f"end_epoch={end} is beyond this fit of {n} epochs: the last it may be is {n}")
-        if start is not None and end is None and start/n >= self.schedule.end_pct:
-            raise ValueError(f"start_epoch={start} comes after the schedule ends, at {self.schedule.end_pct:.0%} of {n} epochs: give end_epoch too")
-        if end is not None and start is None and end/n <= self.schedule.start_pct:
-            raise ValueError(f"end_epoch={end} comes before the schedule starts, at {self.schedule.start_pct:.0%} of {n} epochs: give start_epoch too")
-        self._windowed = windowed(self.schedule, None if start is None else start/n, None if end is None else end/n)
 
     def _check_lth(self):
         at = self.rewind_epoch/self.n_epoch
-        if at and self._due_at(at) != _like(self._target, lambda s: self.start_sparsity):
+        if at and self.target.due(at) != self.target.like(lambda s: self.start_sparsity):
             raise ValueError(f"rewind_epoch={self.rewind_epoch} comes after pruning has begun: with lth=True it must come before")
         n = len(self.learn.dls.train)*self.n_epoch
-        moves = sum(self._due_at(i/n) != self._due_at((i+1)/n) for i in range(n))
+        moves = sum(self.target.due(i/n) != self.target.due((i+1)/n) for i in range(n))
         if moves > 10: warnings.warn(f"lth=True rewinds each time the masks grow: {moves} times with schedule={self.schedule.__name__}. "
                                      "A schedule of a few steps, such as iterative, leaves time to train between them")
 
     # -- a step ------------------------------------------------------------------------------------------------------------------
 
-    def _due_at(self, pct):
-        "The sparsity due at a fraction of training, in the form `sparsity` has"
-        def due(end):
-            s = self._windowed(self.start_sparsity, end, pct)
-            if not isinstance(s, int): s = float(s)
-            return min(max(s, 0), 100) if -1e-9 <= s <= 100 + 1e-9 else s # what is further out is refused by the sparsifier
-        return _like(self._target, due)
-
     @property
     def _in_force(self):
         "The sparsity asked last; before the first batch, what the epoch began with; where zeros are only kept, theirs"
         if self.sparsity is None: return self.sparsifier.sparsity
-        return self._due_at(self.epoch/self.n_epoch) if self._due is None else self._due
+        return self.target.due(self.epoch/self.n_epoch) if self._due is None else self._due
 
     def _move(self, pct, step):
         "Bring the masks to what is due"
-        due = self._due_at(pct)
+        due = self.target.due(pct)
         if due == self._due: return
         self._due,grown = due,self.sparsifier.sparsity
         if not self.sparsifier.sparsify_model(due, self.round_to): return
@@ -363,7 +292,7 @@ class SparsifyCallback(Callback):
         "Print the same number"
         if self._predicting or not self._on: return
         rep = self._measure()
-        self._print(f'Sparsity at the end of epoch {self.epoch}: {_brackets(self._measured(rep))}%')
+        self._print(f'Sparsity at the end of epoch {self.epoch}: {brackets(self._measured(rep))}%')
         self._log_row((self.epoch + 1)*len(self.learn.dls.train), 'epoch', rep.sparsity)
         if self._moved: self._restart_trackers()
         self._on = self._moved = False
@@ -379,8 +308,7 @@ class SparsifyCallback(Callback):
     def _measured(self, rep):
         "The measured sparsity in the form of `sparsity`: of all layers, or of each"
         by_name = {r.name:r.sparsity for r in rep.rows}
-        if isinstance(self._target, dict): return [by_name[n] for n in self._target]
-        return list(by_name.values()) if isinstance(self._target, (list, tuple)) else rep.sparsity
+        return self.target.of_each(by_name) or rep.sparsity
 
     # -- a fit ends --------------------------------------------------------------------------------------------------------------
 
@@ -397,8 +325,8 @@ class SparsifyCallback(Callback):
             if self.reset_end: self.rewind()
         if self._quiet: return
         rep = self.sparsifier.report()
-        off = f' (measured {_brackets(self._measured(rep))}%)' if self._is_off(rep) else ''
-        print(f'Final Sparsity: {_brackets(self._in_force)}%{off}')
+        off = f' (measured {brackets(self._measured(rep))}%)' if self._is_off(rep) else ''
+        print(f'Final Sparsity: {brackets(self._in_force)}%{off}')
         if not in_notebook(): return print(f'\nSparsity Report:\n{rep}')
         from IPython.display import display
         print('\nSparsity Report:')

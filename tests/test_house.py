@@ -14,9 +14,9 @@ import fasterai_sched
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT/'fasterai_sched'
 ARROWS = dict(schedules=set(), granularity=set(), criteria=set(), masks=set(), report=set(), plots=set(), tickets=set(), channels=set(), layers={'granularity', 'report'},
-    sparsifier={'granularity', 'channels', 'criteria', 'layers', 'masks', 'report'}, callback={'schedules', 'sparsifier', 'criteria', 'layers', 'plots', 'tickets'})
+    sparsifier={'granularity', 'channels', 'criteria', 'layers', 'masks', 'report'}, callback={'schedules', 'sparsifier', 'criteria', 'layers', 'plots', 'targets', 'tickets'}, targets={'layers', 'schedules', 'sparsifier'})
 WHEN_CALLED = {('schedules', 'plots')} # Schedule.plot and plot_schedules
-OUTSIDE = dict(schedules={'numpy'}, granularity={'torch'}, criteria={'torch'}, masks={'torch', 'numpy'}, report={'torch', 'pandas'}, tickets={'torch'}, layers={'torch'}, channels={'torch'},
+OUTSIDE = dict(schedules={'numpy'}, granularity={'torch'}, criteria={'torch'}, masks={'torch', 'numpy'}, report={'torch', 'pandas'}, tickets={'torch'}, layers={'torch'}, channels={'torch'}, targets={'numpy'},
     plots={'numpy', 'matplotlib'}, sparsifier={'torch'}, callback={'torch', 'numpy', 'fastai', 'fastcore', 'pandas', 'IPython'})
 
 def imports(module):

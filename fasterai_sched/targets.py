@@ -1,0 +1,113 @@
+"""ASKED: the sparsity that is wanted, in any of its forms, and what of it is due at each point of a fit."""
+
+from __future__ import annotations
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from .layers import by_rule, check_rules
+from .schedules import check_schedule, is_absolute, windowed
+from .sparsifier import check_percent
+
+__all__ = ['Target', 'brackets', 'check_target', 'check_whole']
+
+def check_target(name, value):
+    "ValueError unless `value` is a percentage; 0.9 was probably meant to be 90"
+    check_percent(name, value)
+    if 0 < float(value) < 1:
+        raise ValueError(f"{name}={value!r} is below 1%; a sparsity is a percentage, 0 to 100: did you mean {name}={float(value)*100:g}?")
+
+def check_whole(name, value, least=0):
+    "ValueError unless `value` is None or a whole number"
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+        raise ValueError(f"{name}={value!r} must be a whole number of at least {least}, or None")
+
+def _values(x):
+    if isinstance(x, slice): return [x.start, x.stop]
+    return list(x.values()) if isinstance(x, dict) else list(x) if isinstance(x, (list, tuple)) else [x]
+
+def brackets(x):
+    "`[90]`, `[29.71]`, `[10, 20.0]`: an int as it is, a float with two decimals at most"
+    return str([v if isinstance(v, int) else round(float(v), 2) for v in _values(x)])
+
+@dataclass(frozen=True)
+class Target:
+    "A sparsity and its schedule"
+    sparsity:object   # Percent: a number, a list (one a layer), a dict of rules or of layer names, or a slice over parameter groups
+    schedule:object   # A function of (start, end, pct)
+    start:float = 0   # Percent, in force before the schedule starts
+
+    def check(self,
+        context:str # As for `Sparsifier`
+    ):
+        "ValueError for what makes no sense whatever the model"
+        target,name = self.sparsity,getattr(self.schedule, '__name__', self.schedule)
+        if isinstance(target, slice) and (target.step is not None or None in _values(target)):
+            raise ValueError(f"sparsity={target!r}: give a first and a last percentage, such as slice(30, 90)")
+        if isinstance(target, (list, tuple, dict, slice)):
+            if not _values(target): raise ValueError(f"sparsity={target!r} is empty: give a percentage a layer")
+            if context == 'global': raise ValueError(f"sparsity={target!r} has one value a layer, and context='global' one budget for all: "
+                                                     "use context='local'")
+            if is_absolute(self.schedule): raise ValueError(f"schedule={name} has its own target, and sparsity={target!r} one a layer: "
+                                                            "give a function of (start, end, pos)")
+        if isinstance(target, dict): check_rules('sparsity', target)
+        check_target('start_sparsity', self.start)
+        for v in _values(target): check_target('sparsity', v)
+        if is_absolute(self.schedule) and self.start: raise ValueError(f"start_sparsity={self.start!r}: schedule={name} has its own start")
+        for v in dict.fromkeys(_values(target)): check_schedule(self.schedule, self.start, v)
+
+    def of_layers(self,
+        layers, # The selected ones
+        groups  # The optimizer's parameter groups
+    ) -> Target:
+        "With rules and slices resolved to layer names"
+        if isinstance(self.sparsity, dict): return replace(self, sparsity=self._by_rule(layers))
+        if not isinstance(self.sparsity, slice): return self
+        steps = np.linspace(self.sparsity.start, self.sparsity.stop, len(groups)).tolist() if len(groups) > 1 else [self.sparsity.stop]
+        group = {id(p):i for i,g in enumerate(groups) for p in g}
+        return replace(self, sparsity={l.name:steps[group[id(l.weight)]] for l in layers})
+
+    def _by_rule(self, layers):
+        by_name = {}
+        for rule,found in by_rule(self.sparsity, layers, 'sparsity').items():
+            for f in found:
+                if f.name in by_name: raise ValueError(f"sparsity={self.sparsity!r}: more than one of the rules matches {f.name!r}; let one do so, or use exclude=")
+                by_name[f.name] = self.sparsity[rule]
+        return by_name
+
+    def in_window(self,
+        n:int,         # Epochs of the fit
+        start:int=None, # First epoch that prunes, instead of the schedule's own start
+        end:int=None    # First epoch at the target, instead of the schedule's own end
+    ) -> Target:
+        "With the schedule between two epochs; raises ValueError for a window that is not inside of the fit"
+        if start is not None and start >= n: raise ValueError(f"start_epoch={start} is beyond this fit of {n} epochs, 0 to {n-1} "
+                                                                "(the two phases of fine_tune are two fits)")
+        if end is not None and end > n: raise ValueError(f"end_epoch={end} is beyond this fit of {n} epochs: the last it may be is {n}")
+        if start is not None and end is None and start/n >= self.schedule.end_pct:
+            raise ValueError(f"start_epoch={start} comes after the schedule ends, at {self.schedule.end_pct:.0%} of {n} epochs: give end_epoch too")
+        if end is not None and start is None and end/n <= self.schedule.start_pct:
+            raise ValueError(f"end_epoch={end} comes before the schedule starts, at {self.schedule.start_pct:.0%} of {n} epochs: give start_epoch too")
+        return replace(self, schedule=windowed(self.schedule, None if start is None else start/n, None if end is None else end/n))
+
+    def like(self, f):
+        "`f` of the percentage, or of each of the list or dict, that `sparsity` is"
+        x = self.sparsity
+        return {k:f(v) for k,v in x.items()} if isinstance(x, dict) else [f(v) for v in x] if isinstance(x, (list, tuple)) else f(x)
+
+    def of_each(self,
+        by_name # {layer name: x}, in model order
+    ) -> list:  # Empty where there is one target for all
+        "x of each layer, in the order of the list or dict"
+        if isinstance(self.sparsity, dict): return [by_name[n] for n in self.sparsity]
+        return list(by_name.values()) if isinstance(self.sparsity, (list, tuple)) else []
+
+    def due(self,
+        pct:float # Position in the fit, 0 to 1
+    ):            # In the form that `sparsity` has
+        "The sparsity due"
+        def at(end):
+            s = self.schedule(self.start, end, pct)
+            if not isinstance(s, int): s = float(s)
+            return min(max(s, 0), 100) if -1e-9 <= s <= 100 + 1e-9 else s # what is further out is refused by the sparsifier
+        return self.like(at)
