@@ -16,7 +16,7 @@ from .criteria import as_criteria, large_final
 from .layers import check_rules, find
 from .schedules import agp, as_schedule, is_absolute
 from .sparsifier import Sparsifier, check_choices
-from .targets import Target, brackets, check_whole
+from .targets import Target, as_lists, brackets, check_whole, plain_numbers
 from .tickets import Snapshot
 from . import plots
 
@@ -39,8 +39,14 @@ def _unwrap(model):
     while (inner := get_model(getattr(model, '_orig_mod', model))) is not model: model = inner
     return model
 
+class _BeforeAll(Callback):
+    "The beginning of a SparsifyCallback's fit, before another callback may cancel it. Comes to a learner and goes with its callback"
+    order = -1000
+    def __init__(self, begin): self.begin = begin
+    def before_fit(self): self.begin()
+
 class _AfterAll(Callback):
-    "The end of a SparsifyCallback's fit, after SaveModel (61) has reloaded its best. Comes to a learner and goes with its callback"
+    "The end of it, after SaveModel (61) has reloaded its best"
     order = 1000
     def __init__(self, end): self.end = end
     def after_fit(self): self.end()
@@ -48,9 +54,10 @@ class _AfterAll(Callback):
 class SparsifyCallback(Callback):
     "Train a sparse model: at each step as sparse as `schedule` says, at the end exactly as sparse as was asked"
     order,run_valid,remove_on_fetch,_only_train_loop = 55,False,True,True # after Recorder (50), before what writes its table (60)
-    _stateattrs = ('sparsifier','_snapshot')                              # what `learn.export` leaves behind
+    _stateattrs = ('sparsifier','_snapshot','_peers')                     # what `learn.export` leaves behind
     sparsifier = target = _snapshot = _due = _epoch_report = _learn = _column = None
-    _fresh = _on = _announced = _warned = _moving = _moved = False
+    _fresh = _on = _announced = _warned = _moving = _moved = _closed = False
+    _peers = ()
 
     def __init__(self,
         sparsity=None,            # Target in percent, 0 to 100: a number; a list, one a selected layer in model order; a dict of rules (see `layers`), which
@@ -80,7 +87,7 @@ class SparsifyCallback(Callback):
     ):
         "Raises ValueError, here or before the first batch, for whatever can't be done as asked"
         super().__init__()
-        target = _either(sparsity, end_sparsity, sparsity=sparsity, end_sparsity=end_sparsity)
+        target = as_lists(_either(sparsity, end_sparsity, sparsity=sparsity, end_sparsity=end_sparsity))
         sched  = _either(None if schedule is _agp else schedule, sched_func, schedule=schedule, sched_func=sched_func)
         self.schedule,self.criteria = as_schedule(agp if sched is None else sched),as_criteria(criteria)
         if target is None and is_absolute(self.schedule): target = self.schedule(0, 100, 1.)
@@ -98,24 +105,26 @@ class SparsifyCallback(Callback):
         for n,v in dict(lth=lth, reset_end=reset_end, save_tickets=save_tickets).items():
             if v and rewind_epoch is None: raise ValueError(f"{n}={v!r} needs the weights of an epoch: rewind_epoch=None saves none")
         if model is not None and not isinstance(model, nn.Module): raise ValueError(f"model={model!r} must be an nn.Module, or None for the learner's")
+        target,start_sparsity = plain_numbers(target),plain_numbers(start_sparsity)
         self.sparsity,self.start_sparsity,self.granularity,self.context,self.round_to = target,start_sparsity,granularity,context,round_to
         self.layer_type,self.start_epoch,self.end_epoch,self.verbose = layer_type,start_epoch,end_epoch,verbose
         self.lth,self.rewind_epoch,self.reset_end,self.save_tickets = lth,rewind_epoch,reset_end,save_tickets
         self.layers,self.exclude = list(target) if isinstance(target, dict) else layers,exclude
         self.keep_zeros,self.sparse_model,self._rows = keep_zeros,model,[] # not `model`: that would hide learn.model
-        self._after_all = _AfterAll(self._end_fit)
+        self._companions = [_BeforeAll(self._begin_fit), _AfterAll(self._end_fit)]
 
     # -- a fit begins ------------------------------------------------------------------------------------------------------------
 
     @property
     def learn(self):
-        "The learner. Set when the callback comes to one and when it goes, in whatever way: its `_AfterAll` does the same"
+        "The learner. Set when the callback comes to one and when it goes, in whatever way: its companions do the same"
         return self._learn
     @learn.setter
     def learn(self, learn):
-        while self._learn is not None and self._after_all in self._learn.cbs: self._learn.remove_cb(self._after_all)
+        for cb in self._companions:
+            while self._learn is not None and cb in self._learn.cbs: self._learn.remove_cb(cb)
+            if learn is not None: learn.add_cb(cb)
         self._learn = learn
-        if learn is not None: learn.add_cb(self._after_all)
 
     # validate, get_preds and their kin hold the learner's lock, and may come from another callback in the midst of a fit
     @property
@@ -130,14 +139,18 @@ class SparsifyCallback(Callback):
     def _print(self, s):
         if not self._quiet: print(s)
 
+    def _begin_fit(self):
+        "Start anew, whatever became of the last fit"
+        if self._predicting: return
+        self._fresh,self._column = True,None
+        self._on = self._announced = self._warned = self._moved = False
+
     def before_fit(self):
-        "Start anew, whatever became of the last fit; claim the column before the table's header is written"
+        "Claim the column before the table's header is written"
         if self._predicting: return
         if sum(cb is self for cb in self.learn.cbs) > 1:
             self.learn.cbs.remove(self) # fastai takes away one more: the learner is left without, and works
             raise ValueError("This SparsifyCallback is in the learner twice: give it to Learner(cbs=) or to fit(cbs=), or make a second one")
-        self._fresh,self._column = True,None
-        self._on = self._announced = self._warned = self._moved = False
         if self._recorder is not None and not self._finding_lr and self._may_train(): self._add_column()
 
     def _may_train(self):
@@ -151,8 +164,13 @@ class SparsifyCallback(Callback):
         self._column = next(n for i in range(1, len(names) + 2) if (n := f'sparsity_{i}' if i > 1 else 'sparsity') not in names)
         names.insert(names.index('time') if 'time' in names else len(names), self._column)
 
+    def _keep_column(self):
+        "A validation amid the fit makes the Recorder forget it"
+        if self._column and self._column not in self._recorder.metric_names: self._add_column()
+
     def before_validate(self):
         "Give the column back if nothing was trained before: this is no fit"
+        if self._on: self.sparsifier.apply_masks_if_touched() # weights that another callback has loaded
         if not self._fresh or not self._column: return
         names = getattr(self._recorder, 'metric_names', [])
         if self._column in names: names.remove(self._column) # another before_fit, of a validation, may have done so
@@ -164,11 +182,13 @@ class SparsifyCallback(Callback):
     def before_train(self):
         "The fit's first: choose the layers, check, announce"
         if self._finding_lr: return
-        if self._fresh: self._setup()
+        if self._fresh or self.sparsifier is None: self._setup()
         sp = self.sparsifier
         if sp.refresh_frozen(): self._due = None
         self._find_masters()
-        sp.mask_state(self._opt_state) # of zeros found at the start
+        sp.apply_masks()               # to weights that another callback has loaded,
+        self._mask_state()             # and of zeros found at the start
+        self._keep_column()
         self._on,self._epoch_report = bool(sp.active),None
         if not self._on:
             if not self._warned: warnings.warn(f"SparsifyCallback does nothing for now: none of the {len(sp.layers)} selected layers trains (all are frozen)")
@@ -194,13 +214,17 @@ class SparsifyCallback(Callback):
         self.target = target.of_layers(self.sparsifier.layers, self.learn.opt.param_lists)
         self.sparsifier.due(self.target.sparsity) # a list of the wrong length is found here,
         self.sparsifier.check_criteria()          # and a criterion that fails, before anything is trained
+        if self.sparsity is None and not self.sparsifier.masks: warnings.warn("keep_zeros=True, and nothing is zero in the selected layers: was a model to be loaded?")
         self._check_overlap()
+        self._closed = False
         self._fresh,self._due,self._snapshot,self._rows,self._moving = False,None,None,[],True
 
     def _check_overlap(self):
+        self._peers = [cb for cb in self.learn.cbs if isinstance(cb, SparsifyCallback) and (cb is self or not cb._fresh and cb.sparsifier is not None)]
+        for cb in self._peers: cb._peers = self._peers
         mine = {id(l.weight):l.name for l in self.sparsifier.layers}
-        for cb in self.learn.cbs:
-            if not isinstance(cb, SparsifyCallback) or cb is self or cb._fresh or cb.sparsifier is None: continue
+        for cb in self._peers:
+            if cb is self: continue
             both = [mine[id(l.weight)] for l in cb.sparsifier.layers if id(l.weight) in mine]
             if both: raise ValueError(f"Two SparsifyCallbacks select the same layers, {both}: give each its own, by layer_type= or a dict of names as sparsity=")
 
@@ -221,6 +245,7 @@ class SparsifyCallback(Callback):
         if self.rewind_epoch is not None and self.rewind_epoch >= self.n_epoch:
             raise ValueError(f"rewind_epoch={self.rewind_epoch} is beyond this fit of {self.n_epoch} epochs, 0 to {self.n_epoch-1}")
         if self.lth: self._check_lth()
+        if self.save_tickets: self._ticket_path.parent.mkdir(parents=True, exist_ok=True) # now, and not after all the training
         if self.epoch: self.sparsifier.resume(self.target.due(self.epoch/self.n_epoch))
         if self.sparsity is None: self._print(f'Keeping the zeros of {self.granularity}: a sparsity of {brackets(self.sparsifier.sparsity)}%')
         else: self._print(f'Pruning of {self.granularity} until a sparsity of {brackets(self.target.sparsity)}%')
@@ -249,14 +274,16 @@ class SparsifyCallback(Callback):
         if due == self._due: return
         self._due,grown = due,self.sparsifier.sparsity
         if not self.sparsifier.sparsify_model(due, self.round_to): return
-        self.sparsifier.mask_state(self._opt_state)
+        self._mask_state()
         self._moving,self._moved,grown = False,True,self.sparsifier.sparsity > grown
         self._log_row(step, 'masks', self.sparsifier.sparsity)
         if self.lth and grown: self._rewind_to_ticket()
 
     def before_batch(self):
         "Prune for the step about to be taken, once a step"
-        if not self._on or not self._moving: return
+        if not self._on: return
+        if self.sparsifier.apply_masks_if_touched(): self._mask_state() # another callback has loaded weights, or stepped by itself
+        if not self._moving: return
         step = self.epoch*self.n_iter + min(self.iter + 1, self.n_iter) # a dataloader may give more than its length says
         self._move(step/(self.n_epoch*self.n_iter), step)
 
@@ -284,8 +311,9 @@ class SparsifyCallback(Callback):
     def after_validate(self):
         "Put the measured sparsity in the table's row"
         if not self._column or self._fresh or self._predicting: return
+        self._keep_column()
         log,names = self._recorder.log,list(self._recorder.metric_names)
-        while len(log) < names.index('sparsity'): log.append(None) # an epoch cut short has fewer metrics
+        while len(log) < names.index(self._column): log.append(None) # an epoch cut short has fewer metrics
         log.append(self._measure().sparsity)
 
     def after_epoch(self):
@@ -294,11 +322,11 @@ class SparsifyCallback(Callback):
         rep = self._measure()
         self._print(f'Sparsity at the end of epoch {self.epoch}: {brackets(self._measured(rep))}%')
         self._log_row((self.epoch + 1)*len(self.learn.dls.train), 'epoch', rep.sparsity)
-        if self._moved: self._restart_trackers()
+        if self._moved or self._in_force != self.target.due(1.): self._restart_trackers()
         self._on = self._moved = False
 
     def _restart_trackers(self):
-        "The best so far was another, denser model's: what SaveModel, EarlyStopping and ReduceLROnPlateau keep starts anew"
+        "The best so far is not of the sparsity that was asked: what SaveModel, EarlyStopping and ReduceLROnPlateau keep starts anew"
         for cb in self.learn.cbs:
             if {'best', 'comp'} <= vars(cb).keys(): cb.best = float('inf') if cb.comp == np.less else -float('inf')
 
@@ -315,14 +343,13 @@ class SparsifyCallback(Callback):
     def _end_fit(self):
         "Report on the model the user is left with"
         if self._predicting: return
-        self._on = self._fresh = False
-        if not self._announced: return
-        self._announced = False
-        if (self.save_tickets or self.reset_end) and self._snapshot is None:
-            warnings.warn(f"The fit ended before rewind_epoch={self.rewind_epoch}: no weights are saved, so there is nothing to rewind to and no ticket")
-        else:
-            if self.save_tickets: self._save_ticket()
-            if self.reset_end: self.rewind()
+        if self._announced:
+            self._keep_column()
+            for cb in self._peers: cb._close() # what any of them rewinds is rewound before the first reports
+        announced,self._announced,self._fresh,self._column = self._announced,False,False,None
+        if not announced: return
+        if self._in_force != (last := self.target.due(1.)) and self.sparsity is not None:
+            warnings.warn(f"The fit ended before its schedule did: at {brackets(self._in_force)}%, and not at {brackets(last)}%")
         if self._quiet: return
         rep = self.sparsifier.report()
         off = f' (measured {brackets(self._measured(rep))}%)' if self._is_off(rep) else ''
@@ -331,6 +358,16 @@ class SparsifyCallback(Callback):
         from IPython.display import display
         print('\nSparsity Report:')
         display(rep)
+
+    def _close(self):
+        "Tickets, once a fit"
+        self._on = False
+        if self._closed or not self._announced: return
+        self._closed = True
+        if (self.save_tickets or self.reset_end) and self._snapshot is None:
+            return warnings.warn(f"The fit ended before rewind_epoch={self.rewind_epoch}: no weights are saved, so there is nothing to rewind to and no ticket")
+        if self.save_tickets: self._save_ticket()
+        if self.reset_end: self.rewind()
 
     def _is_off(self, rep):
         "Whether the count differs from what is due by more than one group a layer"
@@ -343,22 +380,27 @@ class SparsifyCallback(Callback):
 
     # -- afterwards --------------------------------------------------------------------------------------------------------------
 
-    @property
-    def _opt_state(self):
+    def _mask_state(self):
+        "Zero what the optimizer holds for pruned weights: averages, and the slow weights of Lookahead"
         opt = self.learn.opt
-        return opt.opt.state if isinstance(opt, OptimWrapper) else opt.state
+        slow = {id(p):s for ps,ss in zip(opt.param_lists, getattr(opt, 'slow_weights', None) or ()) for p,s in zip(ps, ss)}
+        self.sparsifier.mask_state(opt.opt.state if isinstance(opt, OptimWrapper) else opt.state, slow)
 
     def rewind(self):
         "Put the model back to the weights saved at `rewind_epoch`, pruned ones 0: the lottery ticket. The optimizer forgets its averages"
         if self._snapshot is None:
             raise RuntimeError(f"No weights are saved: rewind_epoch={self.rewind_epoch!r}, and no fit with this callback has trained that epoch")
-        self._snapshot.rewind(self.sparsifier)
+        self._snapshot.rewind([cb.sparsifier for cb in self._peers], *([] if self._learn is None else [self.learn.opt]))
+
+    @property
+    def _ticket_path(self):
+        suffix = (self._column or '').removeprefix('sparsity') # of a second SparsifyCallback
+        return self.learn.path/self.learn.model_dir/f'winning_ticket{suffix}_{self.sparsifier.sparsity:.2f}.pth'
 
     def _save_ticket(self):
         if rank_distrib(): return # one process writes
-        path = self.learn.path/self.learn.model_dir/f'winning_ticket_{self.sparsifier.sparsity:.2f}.pth'
-        self._print(f'Saving ticket {path.name}')
-        self._snapshot.save(path, self.sparsifier)
+        self._print(f'Saving ticket {self._ticket_path.name}')
+        self._snapshot.save(self._ticket_path, [cb.sparsifier for cb in self._peers])
 
     def _rewind_to_ticket(self):
         self._print(f'Resetting Weights to their epoch {self.rewind_epoch} values')

@@ -4,7 +4,7 @@ from __future__ import annotations
 from dataclasses import replace
 from difflib import get_close_matches
 from math import prod
-from numbers import Real
+from numbers import Integral, Real
 import warnings
 
 import torch
@@ -40,13 +40,8 @@ def check_choices(granularity, context, layer_type, round_to, nm):
 
 def check_round_to(round_to):
     "ValueError unless `round_to` is None or a whole number of at least 1"
-    if round_to is not None and (isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1):
+    if round_to is not None and (isinstance(round_to, bool) or not isinstance(round_to, Integral) or round_to < 1):
         raise ValueError(f"round_to={round_to!r} must be a whole number of at least 1, or None")
-
-def _plain_name(name):
-    "A parameter's name without what DistributedDataParallel, torch.compile and AveragedModel put before it"
-    while name.startswith(('module.', '_orig_mod.')): name = name.split('.', 1)[1]
-    return name
 
 class _Layer(Found):
     "A selected weight and what is held about it"
@@ -56,6 +51,7 @@ class _Layer(Found):
         self.mask   = None  # what is kept, bool, the scores' shape; None: all
         self.dead   = 0     # groups that `mask` prunes
         self.kept   = 0     # groups that were zero at the start: they stay so until the schedule falls
+        self.first  = None  # those groups
         self.ref    = None  # what the criterion compares with
         self.frozen = False
         self.after  = []    # (parameter, its values when each channel died): the bias and the batch norm of whole output channels
@@ -83,6 +79,7 @@ class _Layer(Found):
 
 class Sparsifier:
     "Makes the layers of a model sparse, and keeps them so. What is asked is what is applied: counts are exact"
+    _versions = None # of what is held at 0, when it was made so last
     unsure = () # names of layers whose batch norm is left alone, because it isn't certain that they alone feed it
     def __init__(self,
         model:nn.Module,            # The model; only the values of its selected weights are changed
@@ -145,7 +142,7 @@ class Sparsifier:
         if l.dead == l.n and not self.keep_zeros:
             warnings.warn(f"The weights of layer {l.name!r} are all zero: taken for an initialisation, they stay trainable (keep_zeros=True keeps them)")
             l.mask,l.dead = None,0
-        l.kept = l.dead
+        l.kept,l.first = l.dead,None if l.mask is None else ~l.mask
         single = n_zeros(l.weight) - l.dead*l.size
         if l.dim != [0] and single > .01*l.weight.numel():
             warnings.warn(f"Layer {l.name!r} has {single:,} single zeros outside of wholly zero groups: with granularity={self.granularity!r} they train")
@@ -210,7 +207,7 @@ class Sparsifier:
         n,dead = sum(l.n for l in layers), sum(l.dead for l in layers)
         last = self._asked.get(key)
         # what was zero before stays so until the schedule itself falls
-        if last and s < last[0]:
+        if last and s < last[0] and not self.keep_zeros:
             for l in layers: l.kept = 0
         k = n_pruned(s, n)
         if round_to and key is not None: k = round_kept(k, n, round_to)
@@ -220,7 +217,7 @@ class Sparsifier:
             self._zero(layers)
             return False
         scores,before = [self._scores(l) for l in layers],[l.mask for l in layers]
-        masks = keep_masks(scores, before, k)
+        masks = keep_masks(scores, before, k) if k > dead else self._revive(scores, layers, k)
         if round_to and key is None: # each layer from where it was: rounding keeps the highest of what would have gone
             ks = [max(round_kept(n_zeros(m), l.n, round_to), l.kept) for m,l in zip(masks, layers)]
             masks = [keep_masks([sc], [b], k)[0] for sc,b,k in zip(scores, before, ks)]
@@ -228,6 +225,12 @@ class Sparsifier:
         self._asked[key] = (s, sum(l.dead for l in layers), round_to)
         self._after_move(layers)
         return True
+
+    def _revive(self, scores, layers, k):
+        "Bring groups back, but not those that are to be kept"
+        kept = [l.first if l.kept else None for l in layers]
+        masks = keep_masks(scores, [l.mask if f is None else l.mask | f for l,f in zip(layers, kept)], k - sum(l.kept for l in layers))
+        return [m if f is None else m & ~f for m,f in zip(masks, kept)]
 
     def _after_move(self, layers):
         self._zero(layers)
@@ -293,30 +296,45 @@ class Sparsifier:
         model=None # An average or another copy of the model, or its `state_dict`; None: the model itself
     ):
         "Zero the pruned weights. An average over steps (EMA, SWA) of weights that were pruned on the way is as sparse as the model again"
-        if model is None: return self._zero(self.layers)
+        if model is None:
+            self._zero(self.layers)
+            self._versions = self._now()
+            return
         own,named = dict(self.model.named_parameters()),model if isinstance(model, dict) else dict(model.named_parameters(remove_duplicate=False))
-        named,held = {_plain_name(k):v for k,v in named.items()},self.held()
+        held = self.held()
+        # DistributedDataParallel, torch.compile and AveragedModel put something before every name
+        first = next(iter(own))
+        before = next((p for p in sorted((n.removesuffix(first) for n in named if n.endswith(first)), key=len) if all(p + k in named for k in own)), '')
         for k in held:
-            v = named.get(_plain_name(k))
+            v = named.get(before + k)
             if v is None or v.shape != own[k].shape:
                 raise ValueError(f"model={type(model).__name__} is no copy of the sparse model: its {k!r} "
                                  + ("is missing" if v is None else f"has shape {tuple(v.shape)} and not {tuple(own[k].shape)}"))
-        for k,keep in held.items(): named[_plain_name(k)].masked_fill_(~keep.to(named[_plain_name(k)].device), 0)
+        for k,keep in held.items(): named[before + k].masked_fill_(~keep.to(named[before + k].device), 0)
+
+    def _now(self): return [(id(p), p._version) for l in self.layers for p,_ in l.held]
+
+    def apply_masks_if_touched(self) -> bool: # Whether they were
+        "Zero the pruned weights if something has written to the parameters since that was done last: loaded them, say"
+        if self._versions == self._now(): return False
+        self.apply_masks()
+        return True
 
     @torch.no_grad()
     def mask_grads(self):
         "Zero the gradients of pruned weights"
-        for p,keep in self._held(self.active):
-            if p.grad is not None: p.grad.mul_(keep)
+        for p,keep in self._held(self.layers):
+            if p.grad is not None: p.grad.masked_fill_(~keep, 0) # an infinite gradient is no reason for a NaN
 
     @torch.no_grad()
     def mask_state(self,
-        state # Parameter -> dict of what an optimizer holds about it
+        state,   # Parameter -> dict of what an optimizer holds about it
+        more=()  # id of a parameter -> one more tensor that it holds
     ):
         "Zero what an optimizer has averaged for pruned weights"
-        for p,keep in self._held(self.active):
-            for v in state.get(p, {}).values():
-                if isinstance(v, Tensor) and v.shape == p.shape: v.mul_(keep)
+        for p,keep in self._held(self.layers):
+            for v in [*state.get(p, {}).values(), *([more[id(p)]] if id(p) in more else [])]:
+                if isinstance(v, Tensor) and v.shape == p.shape: v.masked_fill_(~keep, 0)
 
     # -- how much ----------------------------------------------------------------------------------------------------------------
 
@@ -340,4 +358,5 @@ class Sparsifier:
         path # File to write
     ):
         "Save the model's `state_dict`, pruned weights 0: it loads into a plain model, with `weights_only=True`"
+        self.apply_masks()
         torch.save(self.model.state_dict(), path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 from dataclasses import dataclass, replace
+from numbers import Integral
+import warnings
 
 import numpy as np
 
@@ -9,7 +11,7 @@ from .layers import by_rule, check_rules
 from .schedules import check_schedule, is_absolute, windowed
 from .sparsifier import check_percent
 
-__all__ = ['Target', 'brackets', 'check_target', 'check_whole']
+__all__ = ['Target', 'as_lists', 'brackets', 'check_target', 'check_whole', 'plain_numbers']
 
 def check_target(name, value):
     "ValueError unless `value` is a percentage; 0.9 was probably meant to be 90"
@@ -19,8 +21,20 @@ def check_target(name, value):
 
 def check_whole(name, value, least=0):
     "ValueError unless `value` is None or a whole number"
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+    if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < least):
         raise ValueError(f"{name}={value!r} must be a whole number of at least {least}, or None")
+
+def as_lists(x):
+    "An array, a tensor or fastcore's `L` as a list, or as a number where it is one"
+    if hasattr(x, 'tolist') and not isinstance(x, np.generic): return x.tolist()
+    return list(x) if type(x).__name__ == 'L' else x
+
+def plain_numbers(x):
+    "A target of Python's own numbers: numpy's overflow, and don't print the same"
+    if isinstance(x, slice): return slice(*map(plain_numbers, (x.start, x.stop)))
+    if isinstance(x, dict): return {k:plain_numbers(v) for k,v in x.items()}
+    if isinstance(x, (list, tuple)): return [plain_numbers(v) for v in x]
+    return x if x is None else int(x) if isinstance(x, Integral) else float(x)
 
 def _values(x):
     if isinstance(x, slice): return [x.start, x.stop]
@@ -54,7 +68,10 @@ class Target:
         check_target('start_sparsity', self.start)
         for v in _values(target): check_target('sparsity', v)
         if is_absolute(self.schedule) and self.start: raise ValueError(f"start_sparsity={self.start!r}: schedule={name} has its own start")
-        for v in dict.fromkeys(_values(target)): check_schedule(self.schedule, self.start, v)
+        for v in dict.fromkeys(_values(plain_numbers(target))): check_schedule(self.schedule, plain_numbers(self.start), v)
+        ends = [plain_numbers(self.schedule(plain_numbers(self.start), v, 1.)) for v in _values(plain_numbers(target))]
+        if any(abs(e - v) > 1e-6 and abs(e - self.start) > 1e-6 for e,v in zip(ends, _values(target))):
+            warnings.warn(f"schedule={name} ends at {brackets(ends)}%, and not at sparsity={target!r}")
 
     def of_layers(self,
         layers, # The selected ones
@@ -83,7 +100,8 @@ class Target:
         "With the schedule between two epochs; raises ValueError for a window that is not inside of the fit"
         if start is not None and start >= n: raise ValueError(f"start_epoch={start} is beyond this fit of {n} epochs, 0 to {n-1} "
                                                                 "(the two phases of fine_tune are two fits)")
-        if end is not None and end > n: raise ValueError(f"end_epoch={end} is beyond this fit of {n} epochs: the last it may be is {n}")
+        if end is not None and end > n: raise ValueError(f"end_epoch={end} is beyond this fit of {n} epochs: the last it may be is {n} "
+                                                         "(the two phases of fine_tune are two fits)")
         if start is not None and end is None and start/n >= self.schedule.end_pct:
             raise ValueError(f"start_epoch={start} comes after the schedule ends, at {self.schedule.end_pct:.0%} of {n} epochs: give end_epoch too")
         if end is not None and start is None and end/n <= self.schedule.start_pct:

@@ -17,25 +17,29 @@ class Snapshot:
         self.weights = {k:v.detach().cpu().clone() if isinstance(v, Tensor) else v for k,v in model.state_dict().items()}
 
     def rewind(self,
-        sparsifier # Its pruned weights stay 0
+        sparsifiers, # Their pruned weights stay 0
+        opt=None     # The optimizer of now; None: the one there was
     ):
         "Put the model back to these weights"
         self.model.load_state_dict(self.weights)
-        sparsifier.apply_masks()
-        self.opt.clear_state()
+        for sp in sparsifiers: sp.apply_masks()
+        with torch.no_grad(): # fp32 masters are the weights, to the optimizer
+            for p in self.model.parameters():
+                for sp in sparsifiers[:1]:
+                    if id(p) in sp.masters: sp.masters[id(p)].copy_(p)
+        (self.opt if opt is None else opt).clear_state()
 
     def ticket(self,
-        sparsifier # Its masks are laid over the weights
-    ) -> dict:     # A `state_dict`, on the CPU
+        sparsifiers # Their masks are laid over the weights
+    ) -> dict:      # A `state_dict`, on the CPU
         "These weights under the masks of now"
-        held = {id(p):keep for l in sparsifier.layers for p,keep in l.held}
+        held = {id(p):keep for sp in sparsifiers for l in sp.layers for p,keep in l.held}
         masks = {k:held[id(p)] for k,p in self.model.named_parameters(remove_duplicate=False) if id(p) in held}
         return {k:v*masks[k].cpu() if k in masks else v for k,v in self.weights.items()}
 
     def save(self,
-        path,      # File to write; its folder is made
-        sparsifier # As for `ticket`
+        path,       # File to write
+        sparsifiers # As for `ticket`
     ):
         "Write the ticket"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(self.ticket(sparsifier), path)
+        torch.save(self.ticket(sparsifiers), path)

@@ -466,6 +466,8 @@ INTRO = """# What is guaranteed with fastai
 
 This table is made from the tests: a tick is a test that passes, in [tests/contract.py](../tests/contract.py), in which the row's action happens to a learner with a
 `SparsifyCallback` and the column is checked at every forward pass, step, epoch and at the end. A dash is where a column says nothing: averages of a fit that isn't one.
+That several processes (`learn.distrib_ctx()`) prune as one, to the bit, with every criterion, is tested in [tests/test_distributed.py](../tests/test_distributed.py); random sequences
+of such actions are tried in [tests/test_soak.py](../tests/test_soak.py).
 
 | | the column says |
 |---|---|

@@ -731,7 +731,7 @@ def test_an_interruption_after_the_last_epoch_leaves_nothing():
         learn.fit(1)
         assert column(learn) == [50]
     learn.remove_cb(cb)
-    assert not [k for k in vars(learn) if 'spars' in k or 'after_all' in k] and len(learn.cbs) == 3
+    assert not [k for k in vars(learn) if 'spars' in k or '_all' in k] and len(learn.cbs) == 3
 
 def test_a_criterion_of_ones_own():
     learn = tiny_learner()
@@ -780,3 +780,188 @@ def test_masks_go_with_the_callback():
 def test_layer_types_may_be_a_list():
     learn = fit(SparsifyCallback(50, layer_type=[nn.Conv2d, nn.Linear]))
     assert zeros(learn.model, (nn.Conv2d, nn.Linear)) == [54, 162, 9]
+
+# -- what others do amid a fit -----------------------------------------------------------------------------------------------------
+
+def amid(event, f, order=70):
+    "Calls `f(learn)` at an event, but not from within itself"
+    cb = Spy(event, lambda l: None, order=order)
+    def call():
+        if cb.busy or (event == 'after_epoch' and cb.learn.lock.locked()): return
+        cb.busy = True
+        try: f(cb.learn)
+        finally: cb.busy = False
+    cb.busy = False
+    setattr(cb, event, call)
+    return cb
+
+def exact_at_every_forward(cb):
+    return Spy('after_pred', lambda l: cb.sparsifier is None or all(not p[~keep.expand_as(p)].any() for p,keep in cb.sparsifier._held(cb.sparsifier.layers)), order=80)
+
+@pytest.mark.parametrize('order', [30, 57, 70, 99])
+@pytest.mark.parametrize('what', ['validate', 'get_preds'])
+def test_a_validation_amid_a_fit_leaves_the_column(what, order, capsys):
+    learn,cb = tiny_learner(),SparsifyCallback(60)
+    learn.fit(3, cbs=[cb, amid('after_epoch', lambda l: getattr(l, what)(), order)])
+    assert zeros(learn.model) == [64, 194]
+    assert epoch_lines(capsys) == [f'[{round(m, 2)}]%' for m in cb.history.query('kind == "epoch"').measured] and cb.history.measured.iloc[-1] == 100*258/432
+    assert 'sparsity' in learn.recorder.metric_names # its rows, fastai has thrown away: a validation begins them anew
+
+def test_weights_loaded_amid_a_fit_are_pruned_before_the_next_forward(tmp_path):
+    for event in ('after_epoch', 'after_batch', 'before_validate'):
+        learn,cb = tiny_learner(path=tmp_path),SparsifyCallback(60, end_epoch=2)
+        learn.save('dense')
+        spy = exact_at_every_forward(cb)
+        learn.fit(4, cbs=[cb, spy, amid(event, lambda l, cb=cb, event=event: l.load('dense') if cb.sparsifier and (l.training or event != 'after_batch') else None, order=50 if event == 'before_validate' else 70)])
+        assert all(spy.seen) and column(learn)[-1] == 100*258/432
+
+def test_an_optimizer_stepped_by_another_callback_leaves_no_weight_unmasked():
+    class Own(Spy):
+        def after_loss(self):
+            if not self.training: return
+            self.learn.loss_grad.backward(); self.opt.step(); self.opt.zero_grad()
+            raise CancelBatchException
+    learn,cb = tiny_learner(opt_func=partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=.9))),SparsifyCallback(60)
+    spy = exact_at_every_forward(cb)
+    learn.fit(4, cbs=[cb, spy, Own('after_epoch', lambda l: None, order=20)])
+    assert all(spy.seen) and zeros(learn.model) == [64, 194]
+
+def test_a_cancelled_fit_does_not_use_what_an_interrupted_one_left(tmp_path, capsys):
+    learn,cb = tiny_learner(path=tmp_path),SparsifyCallback(60, schedule='lin')
+    learn.save('dense')
+    learn.add_cb(cb)
+    def stop(l):
+        if l.epoch == 1: raise KeyboardInterrupt
+    try: learn.fit(3, cbs=Spy('after_batch', stop))
+    except KeyboardInterrupt: pass
+    learn.load('dense')
+    capsys.readouterr()
+    def cancel(l): raise CancelFitException
+    learn.fit(1, cbs=Spy('before_fit', cancel, order=20))
+    assert zeros(learn.model) == [0, 0] and capsys.readouterr().out == ''
+
+def test_a_callback_added_amid_a_fit_joins_in():
+    learn = tiny_learner()
+    learn.fit(4, cbs=Spy('after_epoch', lambda l: l.add_cb(SparsifyCallback(60)) if l.epoch == 0 else None))
+    assert zeros(learn.model) == [64, 194]
+    learn.remove_cb(learn.sparsify)
+    assert [type(cb).__name__ for cb in learn.cbs] == ['TrainEvalCallback', 'Recorder', 'CastToTensor']
+
+def test_infinite_gradients_of_pruned_weights_leave_no_nan_there():
+    learn,cb = tiny_learner(),SparsifyCallback(60, schedule=one_shot)
+    learn.fit(2, cbs=[cb, Spy('after_backward', lambda l: [m.weight.grad.fill_(float('inf')) for m in convs(l.model)] if cb.sparsifier and cb.sparsifier.masks else None, order=5)])
+    for n,keep in cb.sparsifier.masks.items():
+        for v in learn.opt.state[learn.model[int(n)].weight].values():
+            if isinstance(v, torch.Tensor) and v.shape == keep.shape: assert not v[~keep].any()
+
+def test_the_slow_weights_of_lookahead_are_pruned_too():
+    from fastai.optimizer import Lookahead
+    learn,cb = tiny_learner(opt_func=lambda p, **kw: Lookahead(SGD(p, **kw), k=2)),SparsifyCallback(90, schedule=one_shot)
+    learn.fit(3, cbs=cb)
+    slow = {id(p):s for ps,ss in zip(learn.opt.param_lists, learn.opt.slow_weights) for p,s in zip(ps, ss)}
+    for l in cb.sparsifier.layers: assert not slow[id(l.weight)][~l.mask].any()
+
+# -- two callbacks, and the ways back ----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('how', ['lth', 'reset_end', 'by hand'])
+def test_what_one_callback_rewinds_stays_pruned_by_the_other(how, capsys):
+    a,b = SparsifyCallback(60, schedule=one_shot),SparsifyCallback(50, layer_type=nn.Linear, schedule=iterative, **({how:True} if how != 'by hand' else {}))
+    spy = exact_at_every_forward(a)
+    learn = fit([a, b, spy], 4)
+    if how == 'by hand': b.rewind()
+    assert all(spy.seen) and zeros(learn.model) == [64, 194] and zeros(learn.model, nn.Linear) == [9]
+    reports = [l.split()[-3:] for l in lines(capsys) if l.startswith('Overall')]
+    assert reports == [['432', '258', '59.72%'], ['18', '9', '50.00%']]
+
+def test_each_ticket_has_a_name_of_its_own_and_all_masks(tmp_path):
+    fit([SparsifyCallback(50, save_tickets=True), SparsifyCallback(50, layer_type=nn.Linear, save_tickets=True)], 2, tiny_learner(path=tmp_path))
+    tickets = sorted(tmp_path.rglob('*.pth'))
+    assert [t.name for t in tickets] == ['winning_ticket_2_50.00.pth', 'winning_ticket_50.00.pth']
+    for t in tickets:
+        model = tiny_model()
+        model.load_state_dict(torch.load(t, weights_only=True))
+        assert zeros(model, (nn.Conv2d, nn.Linear)) == [54, 162, 9]
+
+def test_a_folder_that_cannot_be_is_found_before_training(tmp_path):
+    (tmp_path/'models').write_text('a file')
+    learn = tiny_learner(path=tmp_path)
+    with pytest.raises(FileExistsError): learn.fit(1, cbs=SparsifyCallback(50, save_tickets=True))
+    assert zeros(learn.model) == [0, 0]
+
+def test_a_rewind_clears_the_optimizer_of_now():
+    learn,cb = tiny_learner(),SparsifyCallback(60, schedule=fs.Schedule(fs.sched_oneshot, start_pct=.75), lth=True)
+    def anew(l):
+        state = l.opt.state_dict()
+        l.create_opt()
+        l.opt.load_state_dict(state)
+    held = Spy('before_batch', lambda l: sum(len(l.opt.state.get(m.weight, {})) for m in convs(l.model)) if l.training else None, order=56)
+    learn.fit(2, cbs=[cb, Spy('after_train', anew, order=1), held])
+    held = [h for h in held.seen if h is not None]
+    assert [i for i,h in enumerate(held) if h == 0] == [0, 5] # before the first step, and at the sixth, that prunes
+    cb.rewind()
+
+def test_masters_are_rewound_with_the_model():
+    from contract import Masters
+    class World: weights,masters = None,None
+    learn,cb = tiny_learner(tiny_model().bfloat16(), lr=1e-3),SparsifyCallback(60, schedule=one_shot, lth=True)
+    World.weights = list(learn.model.parameters())
+    start = [m.weight.detach().clone() for m in convs(learn.model)]
+    far = Spy('after_batch', lambda l: max(float((m.weight - s)[m.weight != 0].abs().max()) for m,s in zip(convs(l.model), start)) if l.training else None)
+    learn.fit(2, cbs=[cb, Masters(World), far])
+    steps = [s for s in far.seen if s is not None]
+    assert steps[2] > .002 and steps[3] < .002 # Adam's step is lr: rewound at the fourth
+
+def test_keep_zeros_keeps_them_when_the_schedule_falls():
+    model = sparse_model()
+    before = [m.weight == 0 for m in convs(model)]
+    cb = SparsifyCallback(90, keep_zeros=True, schedule='dsd')
+    learn = fit(cb, 4, tiny_learner(model))
+    assert all(not m.weight[z].any() for m,z in zip(convs(learn.model), before))
+    assert [int((~m).sum()) for m in cb.sparsifier.masks.values()] == [86, 81]
+
+def test_an_average_of_layers_with_confusing_names():
+    class Confusing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv,self.module = nn.Conv2d(2, 2, 3),nn.Module()
+            self.module.conv = nn.Conv2d(2, 2, 3)
+    sp = fs.Sparsifier(Confusing())
+    sp.sparsify_layer('conv', 50)
+    for wrap in (lambda m: m, torch.optim.swa_utils.AveragedModel, lambda m: m.state_dict()):
+        plain = Confusing()
+        sp.apply_masks(wrap(plain) if wrap(plain) is plain else (copy := wrap(plain)))
+        model = plain if wrap(plain) is plain or isinstance(copy, dict) else copy.module
+        assert zeros(model) == [18, 0]
+
+@pytest.mark.parametrize('target,shown', [(np.int64(90), '[90]'), (np.float32(37.5), '[37.5]'), (np.uint8(30), '[30]'), (torch.tensor(90), '[90]'), (np.array([50, 60]), '[50, 60]'),
+                                          (torch.tensor([50, 60]), '[50, 60]'), ((50, 60), '[50, 60]')], ids=str)
+def test_numbers_of_any_library(target, shown, capsys):
+    fit(SparsifyCallback(target, start_epoch=np.int64(1), end_epoch=np.int64(2), start_sparsity=np.uint8(10), rewind_epoch=np.int64(0), round_to=np.int64(1)))
+    assert f'Pruning of weight until a sparsity of {shown}%' in capsys.readouterr().out
+
+# -- what a user might not notice --------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('schedule', [one_shot, iterative, agp])
+def test_early_stopping_waits_until_the_target_is_in_force(schedule, tmp_path):
+    learn = tiny_learner(path=tmp_path)
+    learn.fit(10, cbs=[SparsifyCallback(90, schedule=schedule, verbose=False), EarlyStoppingCallback(monitor='valid_loss', patience=1, min_delta=100.)])
+    assert zeros(learn.model) == [97, 291] and len(learn.recorder.values) == {one_shot:6, iterative:9, agp:10}[schedule]
+
+def test_a_fit_that_ends_before_its_schedule_says_so():
+    def stop(l):
+        if l.epoch == 2: raise CancelFitException
+    with pytest.warns(UserWarning, match=r'ended before its schedule did: at \[0\]%, and not at \[90\]%'):
+        fit([SparsifyCallback(90, schedule=one_shot), Spy('before_epoch', stop)], 8)
+
+def test_a_schedule_that_ends_elsewhere_is_warned_of():
+    with pytest.warns(UserWarning, match=r'ends at \[40\]%, and not at sparsity=80'): SparsifyCallback(80, schedule=lambda s, e, p: 40)
+
+def test_keeping_the_zeros_of_a_dense_model_is_warned_of():
+    with pytest.warns(UserWarning, match='nothing is zero'): fit(SparsifyCallback(keep_zeros=True))
+
+def test_save_model_masks_what_it_saves(tmp_path):
+    sp = fs.Sparsifier(model := tiny_model())
+    sp.sparsify_model(50)
+    with torch.no_grad(): model[0].weight.add_(1)
+    sp.save_model(tmp_path/'m.pth')
+    assert int((torch.load(tmp_path/'m.pth', weights_only=True)['0.weight'] == 0).sum()) == 54

@@ -157,5 +157,5 @@ def test_averages_and_tickets_hold_the_whole_channel():
     cb.sparsifier.apply_masks(other)
     dead = ~cb.sparsifier.layers[0].alive
     for m in (other[0].bn1.weight, other[0].bn1.bias, other[0].conv1.bias): assert not m[dead].any() and m[~dead].all()
-    ticket = cb._snapshot.ticket(cb.sparsifier)
+    ticket = cb._snapshot.ticket([cb.sparsifier])
     assert not ticket['0.bn1.weight'][dead].any() and ticket['0.bn1.weight'][~dead].all() and set(ticket) == set(learn.model.state_dict())

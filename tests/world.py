@@ -184,7 +184,7 @@ class World:
             cbs = [type(cb) for cb in self.learn.cbs]
             self.row.act(self)
             self.look(self.learn)
-            left = [cb for cb in self.learn.cbs if cb not in sparsifiers(self.learn) and cb not in [s._after_all for s in sparsifiers(self.learn)]]
+            left = [cb for cb in self.learn.cbs if cb not in sparsifiers(self.learn) and cb not in [c for s in sparsifiers(self.learn) for c in s._companions]]
             self.expect('next_fit', cbs == [type(cb) for cb in left], f'callbacks left over: {left}')
             self.printed()
             if not self.row.last: self.again()
@@ -209,7 +209,7 @@ class World:
         self.learn.remove_cbs(sparsifiers(self.learn))
         self.learn.fit(1)
         self.expect('next_fit', not any('sparsity' in n for n in self.learn.recorder.metric_names), 'a column in a plain fit')
-        self.expect('next_fit', not [k for k in vars(self.learn) if 'sparsi' in k or k == '_after_all'], 'attributes left on the learner')
+        self.expect('next_fit', not [k for k in vars(self.learn) if 'sparsi' in k or '_all' in k], 'attributes left on the learner')
         self.look(self.learn)
 
     def free(self):
