@@ -174,7 +174,6 @@ class SparsifyCallback(Callback):
         if not self._fresh or not self._column: return
         names = getattr(self._recorder, 'metric_names', [])
         if self._column in names: names.remove(self._column) # another before_fit, of a validation, may have done so
-        self._column = None
 
     def before_epoch(self):
         if not self._predicting: self._on = False # on when it trains: skipped epochs don't
@@ -197,7 +196,7 @@ class SparsifyCallback(Callback):
         if not self._announced: self._announce()
         if self.epoch == self.rewind_epoch:
             self._print(f'Saving Weights at epoch {self.epoch}')
-            self._snapshot = Snapshot(self._whole, self.learn.opt)
+            self._snapshot = Snapshot(self._whole, self.learn)
             sp.save_refs()
 
     @property
@@ -390,7 +389,7 @@ class SparsifyCallback(Callback):
         "Put the model back to the weights saved at `rewind_epoch`, pruned ones 0: the lottery ticket. The optimizer forgets its averages"
         if self._snapshot is None:
             raise RuntimeError(f"No weights are saved: rewind_epoch={self.rewind_epoch!r}, and no fit with this callback has trained that epoch")
-        self._snapshot.rewind([cb.sparsifier for cb in self._peers], *([] if self._learn is None else [self.learn.opt]))
+        self._snapshot.rewind([cb.sparsifier for cb in self._peers])
 
     @property
     def _ticket_path(self):

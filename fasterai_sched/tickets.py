@@ -11,14 +11,13 @@ class Snapshot:
     "A model's `state_dict` as it is now, on the CPU"
     def __init__(self,
         model:nn.Module, # The whole model, not wrapped
-        opt              # Its optimizer, which forgets its averages when the weights go back; anything with `clear_state()`
+        learn            # Whose `opt`, by then, forgets its averages when the weights go back
     ):
-        self.model,self.opt = model,opt
+        self.model,self.learn = model,learn
         self.weights = {k:v.detach().cpu().clone() if isinstance(v, Tensor) else v for k,v in model.state_dict().items()}
 
     def rewind(self,
-        sparsifiers, # Their pruned weights stay 0
-        opt=None     # The optimizer of now; None: the one there was
+        sparsifiers # Their pruned weights stay 0
     ):
         "Put the model back to these weights"
         self.model.load_state_dict(self.weights)
@@ -27,7 +26,7 @@ class Snapshot:
             for p in self.model.parameters():
                 for sp in sparsifiers[:1]:
                     if id(p) in sp.masters: sp.masters[id(p)].copy_(p)
-        (self.opt if opt is None else opt).clear_state()
+        self.learn.opt.clear_state()
 
     def ticket(self,
         sparsifiers # Their masks are laid over the weights
