@@ -15,7 +15,7 @@ demo: .venv/ok         ## The seed's tutorial on real digits: a transcript a sch
 
 test: .venv/ok         ## Lint, then every test
 	$(PY) -m ruff check -q .
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadgroup
 
 docs-run: .venv/ok     ## Execute the pages as they stand and keep their output; make the table of guarantees from its tests
 	$(PY) tests/contract.py > nbs/guarantees.md

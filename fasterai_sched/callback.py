@@ -56,7 +56,7 @@ class SparsifyCallback(Callback):
     order,run_valid,remove_on_fetch,_only_train_loop = 55,False,True,True # after Recorder (50), before what writes its table (60)
     _stateattrs = ('sparsifier','_snapshot','_peers')                     # what `learn.export` leaves behind
     sparsifier = target = _snapshot = _due = _epoch_report = _learn = _column = None
-    _fresh = _on = _announced = _warned = _moving = _moved = _closed = False
+    _fresh = _on = _announced = _warned = _moving = _moved = _closed = _stepping = False
     _peers = ()
 
     def __init__(self,
@@ -170,7 +170,7 @@ class SparsifyCallback(Callback):
 
     def before_validate(self):
         "Give the column back if nothing was trained before: this is no fit"
-        if self._on: self.sparsifier.apply_masks_if_touched() # weights that another callback has loaded
+        if self._on: self._settle()
         if not self._fresh or not self._column: return
         names = getattr(self._recorder, 'metric_names', [])
         if self._column in names: names.remove(self._column) # another before_fit, of a validation, may have done so
@@ -181,7 +181,8 @@ class SparsifyCallback(Callback):
     def before_train(self):
         "The fit's first: choose the layers, check, announce"
         if self._finding_lr: return
-        if self._fresh or self.sparsifier is None: self._setup()
+        for cb in self.learn.cbs: # all of them, before one of them changes anything
+            if isinstance(cb, SparsifyCallback) and (cb._fresh or cb.sparsifier is None): cb._setup()
         sp = self.sparsifier
         if sp.refresh_frozen(): self._due = None
         self._find_masters()
@@ -278,10 +279,16 @@ class SparsifyCallback(Callback):
         self._log_row(step, 'masks', self.sparsifier.sparsity)
         if self.lth and grown: self._rewind_to_ticket()
 
+    def _settle(self):
+        "Zero what another callback has left nonzero: it has cancelled our after_step, loaded weights, or stepped by itself"
+        if self._stepping: self.sparsifier.apply_masks()
+        if self.sparsifier.apply_masks_if_touched() or self._stepping: self._mask_state()
+        self._stepping = False
+
     def before_batch(self):
         "Prune for the step about to be taken, once a step"
         if not self._on: return
-        if self.sparsifier.apply_masks_if_touched(): self._mask_state() # another callback has loaded weights, or stepped by itself
+        self._settle()
         if not self._moving: return
         step = self.epoch*self.n_iter + min(self.iter + 1, self.n_iter) # a dataloader may give more than its length says
         self._move(step/(self.n_epoch*self.n_iter), step)
@@ -290,10 +297,14 @@ class SparsifyCallback(Callback):
         "Before GradientClip: the averages of pruned weights stay 0, and the norm counts what lives"
         if self._on: self.sparsifier.mask_grads()
 
+    def before_step(self):
+        "Remember that the weights are about to change"
+        self._stepping = self._moving = True
+
     def after_step(self):
         "Whatever the optimizer did"
         if self._on: self.sparsifier.apply_masks()
-        self._moving = True
+        self._stepping,self._moving = False,True
 
     # -- an epoch ends -----------------------------------------------------------------------------------------------------------
 
@@ -318,10 +329,12 @@ class SparsifyCallback(Callback):
     def after_epoch(self):
         "Print the same number"
         if self._predicting or not self._on: return
+        if self._stepping: self._epoch_report = None # an epoch cancelled in the midst of a step
+        self._settle()
         rep = self._measure()
         self._print(f'Sparsity at the end of epoch {self.epoch}: {brackets(self._measured(rep))}%')
         self._log_row((self.epoch + 1)*len(self.learn.dls.train), 'epoch', rep.sparsity)
-        if self._moved or self._in_force != self.target.due(1.): self._restart_trackers()
+        if self._moved or self.sparsity is not None and self._in_force != self.target.due(1.): self._restart_trackers()
         self._on = self._moved = False
 
     def _restart_trackers(self):

@@ -1,4 +1,6 @@
 """What every test starts from: no window, a known random state."""
+import os
+
 import matplotlib
 
 matplotlib.use('Agg')
@@ -9,6 +11,7 @@ from hypothesis import HealthCheck, settings
 
 settings.register_profile('here', deadline=None, max_examples=60, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 settings.load_profile('here')
+if 'PYTEST_XDIST_WORKER' in os.environ: torch.set_num_threads(1) # a process a core
 
 @pytest.fixture(autouse=True)
 def known_state():

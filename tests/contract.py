@@ -51,6 +51,11 @@ class Masters(Callback):
         self.model.zero_grad()
     def after_fit(self): self.opt.param_lists,self.world.masters = self.old,None
 
+def _noise(p, **kwargs): p.data.add_(torch.randn_like(p), alpha=1e-3)
+def noisy(params, **kwargs):
+    "Langevin dynamics: what only a mask after the step holds at 0"
+    return Optimizer(params, [sgd_step, _noise], **kwargs)
+
 class EMA(Callback):
     "An average of the weights over the steps"
     order = 70
@@ -418,6 +423,7 @@ ROWS = [
         ('RMSProp', *with_opt(RMSProp)),
         ('Lamb', *with_opt(Lamb)),
         ('ranger', *with_opt(ranger)),
+        ('an optimizer that adds noise to every weight', *with_opt(noisy)),
         ('OptimWrapper(AdamW)', *with_opt(partial(OptimWrapper, opt=torch.optim.AdamW))),
         ('OptimWrapper(SGD)', *with_opt(partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=.9)))),
         ('to_fp16 (MixedPrecision)', lambda t: [t.learn.to_fp16(), t.fit(), t.learn.to_fp32()]),

@@ -14,6 +14,8 @@ import fasterai_sched
 from fasterai_sched import criterias
 from fasterai_sched.sparsifier import contexts
 
+pytestmark = pytest.mark.xdist_group('ranks') # one launch for all
+
 HERE,ROOT = Path(__file__).parent,Path(fasterai_sched.__file__).parents[1]
 N = 108, 324 # weights of the two convolutions
 DUE = [0, 15, 15, 30], [45, 45, 60, 60] # percent, at each step of each epoch; an epoch is validated at its last

