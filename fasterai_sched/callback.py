@@ -5,18 +5,23 @@ from dataclasses import replace
 import warnings
 
 import numpy as np
+import torch
 from torch import nn
 from fastai.callback.core import Callback
+from fastai.callback.fp16 import MixedPrecision
 from fastai.imports import noop # the one `no_logging` sets, and not fastcore's
-from fastai.optimizer import OptimWrapper
-from fastai.torch_core import get_model, rank_distrib
+from fastai.torch_core import get_model, num_distrib, rank_distrib
 from fastcore.imports import in_notebook
 
-from .criteria import as_criteria, large_final
-from .layers import check_rules, find
+from .criteria import large_final
+from .layers import find, fitting
+from .optim import find_masters, slow_weights, state_of
+from .options import Options, check_round_to, check_whole
+from .plan import Line, Plan, remarks
+from .report import sparsity_report
 from .schedules import agp, as_schedule, is_absolute
-from .sparsifier import Sparsifier, check_choices
-from .targets import Target, as_lists, brackets, check_whole, plain_numbers
+from .sparsifier import Sparsifier
+from .targets import Target, as_lists, brackets, plain_numbers
 from .tickets import Snapshot
 from . import plots
 
@@ -51,19 +56,29 @@ class _AfterAll(Callback):
     def __init__(self, end): self.end = end
     def after_fit(self): self.end()
 
+class _BeforeClip(Callback):
+    "Between them, of a step: gradients are whole (GradientAccumulation is 6) and unscaled (MixedPrecision 10), not yet clipped (11), and, where they are wanted dense, not masked"
+    order = MixedPrecision.order + .5
+    def __init__(self, see): self.see = see
+    def before_step(self): self.see()
+
+def _all_reduce(t, how):
+    "In place, over the processes"
+    torch.distributed.all_reduce(t, torch.distributed.ReduceOp.MAX if how == 'max' else torch.distributed.ReduceOp.SUM)
+
 class SparsifyCallback(Callback):
     "Train a sparse model: at each step as sparse as `schedule` says, at the end exactly as sparse as was asked"
     order,run_valid,remove_on_fetch,_only_train_loop = 55,False,True,True # after Recorder (50), before what writes its table (60)
-    _stateattrs = ('sparsifier','_snapshot','_peers')                     # what `learn.export` leaves behind
-    sparsifier = target = _snapshot = _due = _epoch_report = _learn = _column = None
-    _fresh = _on = _announced = _warned = _moving = _moved = _closed = _stepping = False
-    _peers = ()
+    _stateattrs = ('sparsifier','_snapshot','_peers','data')              # what `learn.export` leaves behind
+    sparsifier = target = data = _snapshot = _due = _epoch_report = _learn = _column = _later = None
+    _fresh = _on = _announced = _warned = _moving = _moved = _closed = _stepping = _waited = False
+    _peers,_settled = (),0
 
     def __init__(self,
         sparsity=None,            # Target in percent, 0 to 100: a number; a list, one a selected layer in model order; a dict of rules (see `layers`), which
                                   # select; a slice from the first to the last of the optimizer's parameter groups, in even steps
-        granularity:str='weight', # What is removed as one: 'weight', 'filter', ...; see `Granularities`
-        context:str='local',      # 'local': each layer at the target; 'global': all layers together
+        granularity:str='weight', # What is removed as one: 'weight', 'filter', ...; see `Granularities`. A block by its size: (4, 1) is 4 output channels by 1 input channel
+        context:str='local',      # 'local': each layer at the target; 'global': all layers together; 'uniform', 'erk', 'lamp': shared out, the total exact in weights
         criteria=large_final,     # What is kept: a `Criteria`, its name, or a function of a weight tensor
         schedule=_agp,            # When: a `Schedule`, its name, fastai's `sched_*`, a `partial`, a lambda of (start, end, pos) or of (pos)
         lth:bool=False,           # Rewind the weights to those of `rewind_epoch` each time the masks grow (lottery tickets)
@@ -72,7 +87,7 @@ class SparsifyCallback(Callback):
         save_tickets:bool=False,  # Write the ticket, a `state_dict`, to `learn.model_dir`: each time `lth` rewinds, and after the fit
         model:nn.Module=None,     # The part of the model to make sparse; None: `learn.model`
         round_to:int=None,        # Make the number of groups kept in a layer a multiple of this, or all
-        nm:bool=False,            # Not supported; here for the order of arguments
+        nm:bool|tuple=False,      # (n, m): keep n of each m weights along the input channels; True: 2:4. `sparsity` is 100*(1 - n/m) then, or left out
         layer_type=nn.Conv2d,     # Type of the layers to make sparse, or a tuple of types
         *,
         start_sparsity:float=0,   # In percent: in force until the schedule starts
@@ -82,6 +97,9 @@ class SparsifyCallback(Callback):
         sched_func=None,          # The older word for `schedule`
         layers=None,              # Which of the layers: names, globs ('layer4.*'), compiled regular expressions, types, functions of (name, layer); one or a list
         exclude=None,             # Which of them not, by the same rules
+        max_sparsity=None,        # Of no layer prune more than this, in percent, however many others go: a number, or a dict of rules. Not with 'local'
+        data=None,                # For criteria that look at inputs (wanda): batches to calibrate on, as a DataLoader gives them; None: the training batch at hand
+        recalibrate:bool=True,    # Look at the inputs again each time the masks grow; False: once
         keep_zeros:bool=False,    # Keep all that is 0 when the fit begins, wholly zero layers too. Without a sparsity: and prune nothing more
         verbose:bool=True         # Print the sparsity of each epoch and the report (the table's column is there anyway)
     ):
@@ -89,15 +107,17 @@ class SparsifyCallback(Callback):
         super().__init__()
         target = as_lists(_either(sparsity, end_sparsity, sparsity=sparsity, end_sparsity=end_sparsity))
         sched  = _either(None if schedule is _agp else schedule, sched_func, schedule=schedule, sched_func=sched_func)
-        self.schedule,self.criteria = as_schedule(agp if sched is None else sched),as_criteria(criteria)
-        if target is None and is_absolute(self.schedule): target = self.schedule(0, 100, 1.)
-        if target is not None: Target(target, self.schedule, start_sparsity).check(context)
-        elif not keep_zeros: raise ValueError("sparsity=None: give the target in percent, such as sparsity=90, or keep_zeros=True to keep what is zero")
-        else: _check_unused(schedule=sched, start_sparsity=start_sparsity, start_epoch=start_epoch, end_epoch=end_epoch, round_to=round_to, lth=lth)
-        if isinstance(layer_type, list): layer_type = tuple(layer_type)
-        check_choices(granularity, context, layer_type, round_to, nm)
+        select = list(target) if isinstance(target, dict) else layers
         if isinstance(target, dict) and layers is not None: raise ValueError(f"layers={layers!r}: the keys of sparsity={target!r} select already")
-        for n,v in dict(layers=layers, exclude=exclude).items(): check_rules(n, v)
+        self.schedule = as_schedule(agp if sched is None else sched)
+        self.options  = o = Options(granularity, context, criteria, nm, layer_type, select, exclude, keep_zeros, max_sparsity, data, recalibrate)
+        if target is None and is_absolute(self.schedule): target = self.schedule(0, 100, 1.)
+        if target is None and o.nm: target = o.full
+        if target is not None: Target(target, self.schedule, start_sparsity).check(o)
+        elif not keep_zeros: raise ValueError("sparsity=None: give the target in percent, such as sparsity=90, or keep_zeros=True to keep what is zero")
+        else: _check_unused(schedule=sched, start_sparsity=start_sparsity, start_epoch=start_epoch, end_epoch=end_epoch, round_to=round_to, lth=lth, max_sparsity=max_sparsity, data=data)
+        check_round_to(round_to)
+        if round_to and o.nm: raise ValueError(f"round_to={round_to!r} does not go with nm={o.nm!r}, a pattern of its own")
         for n,v in dict(rewind_epoch=rewind_epoch, start_epoch=start_epoch).items(): check_whole(n, v)
         check_whole('end_epoch', end_epoch, 1)
         if end_epoch is not None and start_epoch is not None and end_epoch <= start_epoch:
@@ -105,13 +125,12 @@ class SparsifyCallback(Callback):
         for n,v in dict(lth=lth, reset_end=reset_end, save_tickets=save_tickets).items():
             if v and rewind_epoch is None: raise ValueError(f"{n}={v!r} needs the weights of an epoch: rewind_epoch=None saves none")
         if model is not None and not isinstance(model, nn.Module): raise ValueError(f"model={model!r} must be an nn.Module, or None for the learner's")
-        target,start_sparsity = plain_numbers(target),plain_numbers(start_sparsity)
-        self.sparsity,self.start_sparsity,self.granularity,self.context,self.round_to = target,start_sparsity,granularity,context,round_to
-        self.layer_type,self.start_epoch,self.end_epoch,self.verbose = layer_type,start_epoch,end_epoch,verbose
+        self.sparsity,self.start_sparsity,self.start_epoch,self.end_epoch = plain_numbers(target),plain_numbers(start_sparsity),start_epoch,end_epoch
+        self.granularity,self.context,self.criteria,self.layer_type = granularity,context,o.criteria,o.layer_type
+        self.layers,self.exclude,self.keep_zeros,self.data,self.round_to,self.verbose = select,exclude,keep_zeros,data,round_to,verbose
         self.lth,self.rewind_epoch,self.reset_end,self.save_tickets = lth,rewind_epoch,reset_end,save_tickets
-        self.layers,self.exclude = list(target) if isinstance(target, dict) else layers,exclude
-        self.keep_zeros,self.sparse_model,self._rows = keep_zeros,model,[] # not `model`: that would hide learn.model
-        self._companions = [_BeforeAll(self._begin_fit), _AfterAll(self._end_fit)]
+        self.sparse_model,self._rows = model,[] # not `model`: that would hide learn.model
+        self._companions = [_BeforeAll(self._begin_fit), _BeforeClip(self._with_gradients), _AfterAll(self._end_fit)]
 
     # -- a fit begins ------------------------------------------------------------------------------------------------------------
 
@@ -143,7 +162,7 @@ class SparsifyCallback(Callback):
         "Start anew, whatever became of the last fit"
         if self._predicting: return
         self._fresh,self._column = True,None
-        self._on = self._announced = self._warned = self._moved = False
+        self._on = self._announced = self._warned = self._moved = self._waited = False
 
     def before_fit(self):
         "Claim the column before the table's header is written"
@@ -155,8 +174,8 @@ class SparsifyCallback(Callback):
 
     def _may_train(self):
         "Whether a layer that would be selected trains; no errors yet"
-        found = find(self._part, self.layer_type, self.layers, self.exclude)
-        return any(getattr(f.module._parameters.get(f.attr), 'requires_grad', False) for f in found)
+        found = [f for f in find(self._part, self.layer_type, self.layers, self.exclude) if f.module._parameters.get(f.attr) is not None]
+        return any(f.weight.requires_grad for f,_ in fitting(found, self.granularity, self.options.nm)[0])
 
     def _add_column(self):
         "Of a second SparsifyCallback it is `sparsity_2`"
@@ -185,7 +204,7 @@ class SparsifyCallback(Callback):
             if isinstance(cb, SparsifyCallback) and (cb._fresh or cb.sparsifier is None): cb._setup()
         sp = self.sparsifier
         if sp.refresh_frozen(): self._due = None
-        self._find_masters()
+        sp.masters = find_masters(self.learn.opt, self.learn.splitter, self._whole, [l.weight for l in sp.layers])
         sp.apply_masks()               # to weights that another callback has loaded,
         self._mask_state()             # and of zeros found at the start
         self._keep_column()
@@ -208,16 +227,25 @@ class SparsifyCallback(Callback):
     def _setup(self):
         mine = set(map(id, self._whole.parameters()))
         if not any(id(p) in mine for p in self._part.parameters()): raise ValueError("model= has no parameter in common with the learner's model")
-        self.sparsifier = Sparsifier(self._part, self.granularity, self.context, self.criteria, layer_type=self.layer_type,
-                                     layers=self.layers, exclude=self.exclude, keep_zeros=self.keep_zeros)
-        target = Target(0 if self.sparsity is None else self.sparsity, self.schedule, self.start_sparsity)
-        self.target = target.of_layers(self.sparsifier.layers, self.learn.opt.param_lists)
-        self.sparsifier.due(self.target.sparsity) # a list of the wrong length is found here,
-        self.sparsifier.check_criteria()          # and a criterion that fails, before anything is trained
+        self.sparsifier = self._make(self._part)
+        self.target = self._target(self.sparsifier, self.learn.opt.param_lists)
+        self.sparsifier.check_criteria()          # a criterion that fails is found here, before anything is trained
+        if num_distrib() > 1: self.sparsifier.sync = _all_reduce
         if self.sparsity is None and not self.sparsifier.masks: warnings.warn("keep_zeros=True, and nothing is zero in the selected layers: was a model to be loaded?")
         self._check_overlap()
         self._closed = False
-        self._fresh,self._due,self._snapshot,self._rows,self._moving = False,None,None,[],True
+        self._fresh,self._due,self._later,self._snapshot,self._rows,self._moving = False,None,None,None,[],True
+
+    def _make(self, model):
+        o = self.options
+        return Sparsifier(model, o.granularity, o.context, o.criteria, o.nm or False, o.layer_type, self.data, layers=o.layers, exclude=o.exclude, keep_zeros=o.keep_zeros,
+                          max_sparsity=o.max_sparsity, recalibrate=o.recalibrate)
+
+    def _target(self, sparsifier, groups):
+        "What is asked of these layers; raises ValueError for a list of the wrong length, and for a rule of no use"
+        target = Target(0 if self.sparsity is None else self.sparsity, self.schedule, self.start_sparsity).of_layers(sparsifier.layers, groups)
+        sparsifier.due(target.sparsity)
+        return target
 
     def _check_overlap(self):
         self._peers = [cb for cb in self.learn.cbs if isinstance(cb, SparsifyCallback) and (cb is self or not cb._fresh and cb.sparsifier is not None)]
@@ -228,37 +256,60 @@ class SparsifyCallback(Callback):
             both = [mine[id(l.weight)] for l in cb.sparsifier.layers if id(l.weight) in mine]
             if both: raise ValueError(f"Two SparsifyCallbacks select the same layers, {both}: give each its own, by layer_type= or a dict of names as sparsity=")
 
-    def _find_masters(self):
-        "Where the optimizer steps copies of the parameters (fp32 masters), find them"
-        sp,stepped = self.sparsifier,[p for g in self.learn.opt.param_lists for p in g]
-        sp.masters = {}
-        if {id(l.weight) for l in sp.layers} & {id(p) for p in stepped}: return
-        own = [p for g in self.learn.splitter(self._whole) for p in ([g] if isinstance(g, nn.Parameter) else g)]
-        if len(own) != len(stepped): own = [p for p in own if p.requires_grad]
-        if len(own) == len(stepped): sp.masters = {id(p):q for p,q in zip(own, stepped) if p.shape == q.shape}
-
     def _announce(self):
-        self.target = self.target.in_window(self.n_epoch, self.start_epoch, self.end_epoch)
-        for n in ('lth', 'reset_end', 'save_tickets'):
-            if getattr(self, n) and self.epoch > self.rewind_epoch: raise ValueError(
-                f"{n}={getattr(self, n)!r} needs the weights of rewind_epoch={self.rewind_epoch}, and this fit begins at epoch {self.epoch}")
-        if self.rewind_epoch is not None and self.rewind_epoch >= self.n_epoch:
-            raise ValueError(f"rewind_epoch={self.rewind_epoch} is beyond this fit of {self.n_epoch} epochs, 0 to {self.n_epoch-1}")
-        if self.lth: self._check_lth()
+        n = len(self.learn.dls.train)
+        self.target = self._within(self.target, self.n_epoch, n)
+        self._settled = 0 if self.sparsity is None else self.target.last_move(n*self.n_epoch)
+        for word in ('lth', 'reset_end', 'save_tickets'):
+            if getattr(self, word) and self.epoch > self.rewind_epoch: raise ValueError(
+                f"{word}={getattr(self, word)!r} needs the weights of rewind_epoch={self.rewind_epoch}, and this fit begins at epoch {self.epoch}")
         if self.save_tickets: self._ticket_path.parent.mkdir(parents=True, exist_ok=True) # now, and not after all the training
         if self.epoch: self.sparsifier.resume(self.target.due(self.epoch/self.n_epoch))
-        if self.sparsity is None: self._print(f'Keeping the zeros of {self.granularity}: a sparsity of {brackets(self.sparsifier.sparsity)}%')
-        else: self._print(f'Pruning of {self.granularity} until a sparsity of {brackets(self.target.sparsity)}%')
+        if self.sparsity is None: self._print(f'Keeping the zeros of {self.options.said}: a sparsity of {brackets(self.sparsifier.sparsity)}%')
+        else: self._print(f'Pruning of {self.options.said} until a sparsity of {brackets(self.target.sparsity)}%')
         self._announced = True
 
-    def _check_lth(self):
-        at = self.rewind_epoch/self.n_epoch
-        if at and self.target.due(at) != self.target.like(lambda s: self.start_sparsity):
+    def _within(self, target, n_epoch, n_iter):
+        "The target in the window of such a fit; raises ValueError for what does not fit into it"
+        target = target.in_window(n_epoch, self.start_epoch, self.end_epoch)
+        if self.rewind_epoch is not None and self.rewind_epoch >= n_epoch:
+            raise ValueError(f"rewind_epoch={self.rewind_epoch} is beyond this fit of {n_epoch} epochs, 0 to {n_epoch-1}")
+        if self.lth: self._check_lth(target, n_epoch, n_iter)
+        return target
+
+    def _check_lth(self, target, n_epoch, n_iter):
+        at,n = self.rewind_epoch/n_epoch,n_iter*n_epoch
+        if at and target.due(at) != target.like(lambda s: self.start_sparsity):
             raise ValueError(f"rewind_epoch={self.rewind_epoch} comes after pruning has begun: with lth=True it must come before")
-        n = len(self.learn.dls.train)*self.n_epoch
-        moves = sum(self.target.due(i/n) != self.target.due((i+1)/n) for i in range(n))
+        moves = sum(target.due(i/n) != target.due((i+1)/n) for i in range(n))
         if moves > 10: warnings.warn(f"lth=True rewinds each time the masks grow: {moves} times with schedule={self.schedule.__name__}. "
                                      "A schedule of a few steps, such as iterative, leaves time to train between them")
+
+    def plan(self,
+        learn,       # The learner that is to be trained; nothing of it is changed
+        n_epoch:int  # Epochs of the fit
+    ) -> Plan:       # Prints as a table; `.to_df()`
+        "What a fit of so many epochs would prune: what is due at each epoch's end, how much that is of each layer, and how many steps are left to recover"
+        model = _unwrap(learn.model) if self.sparse_model is None else _unwrap(self.sparse_model)
+        sp,n_iter,problems = self._make(model),len(learn.dls.train),[]
+        sp.refresh_frozen()
+        groups = learn.splitter(_unwrap(learn.model)) if learn.opt is None else learn.opt.param_lists
+        target = self._target(sp, groups)
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter('always')
+            try: target = self._within(target, n_epoch, n_iter)
+            except ValueError as e: problems.append(str(e))
+        dues,ends = [target.due((e + 1)/n_epoch) for e in range(n_epoch)],[]
+        for due in dues:
+            try: ends.append(sp.counts(due, self.round_to))
+            except ValueError as e:
+                if str(e) not in problems: problems.append(str(e))
+                ends.append({})
+        final = {l:float(s) for l,s in sp.due(dues[-1]).items()}
+        lines = tuple(Line(l.name, l.index, type(l.module).__name__, l.n, final.get(l, 0.), tuple(end.get(l.name) for end in ends), l.frozen) for l in sp.layers)
+        last = 0 if self.sparsity is None else target.last_move(n_iter*n_epoch)
+        notes = [*[str(w.message) for w in warned], *remarks(lines, n_iter*n_epoch, last, sparsity_report(model, nn.Module, [l.name for l in sp.layers]).unselected, not self.options.nm)]
+        return Plan(lines, tuple(brackets(d) for d in dues), tuple(sp.total(d, self.round_to) if end else None for d,end in zip(dues, ends)), n_iter*n_epoch, last, tuple(notes), tuple(problems))
 
     # -- a step ------------------------------------------------------------------------------------------------------------------
 
@@ -270,14 +321,23 @@ class SparsifyCallback(Callback):
 
     def _move(self, pct, step):
         "Bring the masks to what is due"
-        due = self.target.due(pct)
+        due,sp = self.target.due(pct),self.sparsifier
         if due == self._due: return
-        self._due,grown = due,self.sparsifier.sparsity
-        if not self.sparsifier.sparsify_model(due, self.round_to): return
+        if sp.is_deaf: return self._wait('a gradient')
+        data = None
+        if self.criteria.needs_data and self.data is None:
+            if (xb := getattr(self.learn, 'xb', None)) is None or xb[0] is None: return self._wait('a batch')
+            data = [(*xb, None)]
+        self._due,grown = due,sp.sparsity
+        if not sp.sparsify_model(due, self.round_to, data): return
         self._mask_state()
-        self._moving,self._moved,grown = False,True,self.sparsifier.sparsity > grown
-        self._log_row(step, 'masks', self.sparsifier.sparsity)
+        self._moving,self._moved,grown = False,True,sp.sparsity > grown
+        self._log_row(step, 'masks', sp.sparsity)
         if self.lth and grown: self._rewind_to_ticket()
+
+    def _wait(self, what):
+        if not self._waited: warnings.warn(f"The masks wait for {what}, by which criteria={self.criteria.__name__} scores: nothing more is pruned until there is one")
+        self._waited = True
 
     def _settle(self):
         "Zero what another callback has left nonzero: it has cancelled our after_step, loaded weights, or stepped by itself"
@@ -289,13 +349,27 @@ class SparsifyCallback(Callback):
         "Prune for the step about to be taken, once a step"
         if not self._on: return
         self._settle()
+        self._later = None
         if not self._moving: return
         step = self.epoch*self.n_iter + min(self.iter + 1, self.n_iter) # a dataloader may give more than its length says
-        self._move(step/(self.n_epoch*self.n_iter), step)
+        pct = step/(self.n_epoch*self.n_iter)
+        if (due := self.target.due(pct)) != self._due and self.sparsifier.needs_grad_for(due): self._later = pct,step
+        else: self._move(pct, step)
+
+    @property
+    def _wants_dense(self): return self.criteria.needs_grad or self._later is not None
 
     def after_backward(self):
         "Before GradientClip: the averages of pruned weights stay 0, and the norm counts what lives"
-        if self._on: self.sparsifier.mask_grads()
+        if self._on and not self._wants_dense: self.sparsifier.mask_grads()
+
+    def _with_gradients(self):
+        "The same a little later where gradients are wanted dense: to score by, or for what comes back to be chosen"
+        if not self._on or not self._wants_dense: return
+        self.sparsifier.collect_grads()
+        if self._later is not None: self._move(*self._later)
+        self._later = None
+        self.sparsifier.mask_grads()
 
     def before_step(self):
         "Remember that the weights are about to change"
@@ -311,6 +385,7 @@ class SparsifyCallback(Callback):
     def after_train(self):
         "Catch up if batches were skipped, then see that pruned is zero"
         if not self._on: return
+        self._later = None
         self._move((self.epoch + 1)/self.n_epoch, (self.epoch + 1)*len(self.learn.dls.train))
         self.sparsifier.apply_masks()
 
@@ -334,7 +409,7 @@ class SparsifyCallback(Callback):
         rep = self._measure()
         self._print(f'Sparsity at the end of epoch {self.epoch}: {brackets(self._measured(rep))}%')
         self._log_row((self.epoch + 1)*len(self.learn.dls.train), 'epoch', rep.sparsity)
-        if self._moved or self.sparsity is not None and self._in_force != self.target.due(1.): self._restart_trackers()
+        if self._moved or (self.epoch + 1)*len(self.learn.dls.train) < self._settled: self._restart_trackers()
         self._on = self._moved = False
 
     def _restart_trackers(self):
@@ -394,9 +469,7 @@ class SparsifyCallback(Callback):
 
     def _mask_state(self):
         "Zero what the optimizer holds for pruned weights: averages, and the slow weights of Lookahead"
-        opt = self.learn.opt
-        slow = {id(p):s for ps,ss in zip(opt.param_lists, getattr(opt, 'slow_weights', None) or ()) for p,s in zip(ps, ss)}
-        self.sparsifier.mask_state(opt.opt.state if isinstance(opt, OptimWrapper) else opt.state, slow)
+        self.sparsifier.mask_state(state_of(self.learn.opt), slow_weights(self.learn.opt))
 
     def rewind(self):
         "Put the model back to the weights saved at `rewind_epoch`, pruned ones 0: the lottery ticket. The optimizer forgets its averages"

@@ -10,7 +10,7 @@ from torch import nn
 from .granularity import Granularities
 from .report import type_name, weight_types, weights_of
 
-__all__ = ['Found', 'check_rules', 'by_rule', 'find', 'select']
+__all__ = ['Found', 'check_rules', 'by_rule', 'value_of_each', 'find', 'fitting', 'select']
 
 class Found:
     "A weight that rules found, in its layer"
@@ -74,12 +74,41 @@ def by_rule(
         raise ValueError(f"{what} names {_said(r)}: there is no such layer; close: {close or names}")
     return out
 
+def value_of_each(
+    values:dict, # {rule: value}
+    found,       # What the rules choose among
+    what:str     # The argument they were given as, for messages
+) -> dict:       # {name: value}
+    "The value that the rules give to each; raises ValueError for a rule that finds nothing, and for two that find the same"
+    out = {}
+    for rule,fs in by_rule(values, found, what).items():
+        for f in fs:
+            if f.name in out: raise ValueError(f"{what}={values!r}: more than one of the rules matches {f.name!r}; let one do so, or use exclude=")
+            out[f.name] = values[rule]
+    return out
+
+def fitting(
+    found:list,         # Of `Found`
+    granularity='weight', # As for `Granularities.cut`
+    nm:tuple=None       # As for `Granularities.cut`
+) -> tuple:             # [(found, its cut)], {name of what can't be cut so: why}
+    "Those that can be cut into such groups, and those whose size does not fit; raises ValueError for a granularity that a layer's type does not have"
+    fit,rest = [],{}
+    for f in found:
+        try: fit.append((f, Granularities.cut(f.module, f.weight, granularity, nm)))
+        except ValueError as e:
+            if isinstance(granularity, str) and nm is None: raise
+            rest[f.name] = str(e)
+    return fit,rest
+
 def select(
     model:nn.Module, # Any model
     layer_type,      # As for `find`
     layers=None,     # As for `find`
-    exclude=None     # As for `find`
-) -> list[Found]:    # Each weight once
+    exclude=None,    # As for `find`
+    granularity='weight', # As for `Granularities.cut`
+    nm:tuple=None    # As for `Granularities.cut`
+) -> tuple:          # [(found, its cut)], each weight once; {name of a layer that can't be cut so: why}
     "The weights to make sparse; raises ValueError for no layer, for a rule without use, and for a weight that can't be made sparse"
     every = find(model, layer_type)
     if not every: raise ValueError(f"layer_type={type_name(layer_type)}: there is none in this {type(model).__name__}; it has {weight_types(model)}")
@@ -92,7 +121,11 @@ def select(
         if first is f: found.append(f)
         elif {first.name, f.name} <= {r for r in _as_list(layers) if isinstance(r, str)}: raise ValueError(f"Layers {first.name!r} and {f.name!r} share their weight: name one of them")
     if not found: raise ValueError(f"No layer is selected: layers={layers!r} and exclude={exclude!r} leave none of {[f.name for f in every]}")
-    return found
+    fit,rest = fitting(found, granularity, nm)
+    named = {r:rest[r] for r in _as_list(layers) if isinstance(r, str) and r in rest}
+    if named or not fit: raise ValueError(f"{f'nm={nm}' if nm else f'granularity={granularity!r}'} does not fit {'the layers named' if named else 'any layer'}: "
+                                          f"{'; '.join(f'{n} ({why})' for n,why in (named or rest).items())}")
+    return fit,rest
 
 def _check_weight(f):
     w = f.module._parameters.get(f.attr)

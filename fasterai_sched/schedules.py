@@ -8,8 +8,8 @@ from functools import partial
 
 import numpy as np
 
-__all__ = ['Schedule', 'sched_oneshot', 'sched_iterative', 'sched_agp', 'sched_onecycle', 'sched_dsd',
-           'one_shot', 'iterative', 'agp', 'one_cycle', 'cos', 'lin', 'dsd', 'schedules', 'available_schedules',
+__all__ = ['Schedule', 'sched_oneshot', 'sched_iterative', 'sched_agp', 'sched_onecycle', 'sched_dsd', 'sched_cyclic', 'sched_acdc',
+           'one_shot', 'iterative', 'agp', 'one_cycle', 'cos', 'lin', 'dsd', 'cyclic', 'ac_dc', 'schedules', 'available_schedules',
            'as_schedule', 'windowed', 'plot_schedules']
 
 def _between(start, end, p):
@@ -69,6 +69,32 @@ def sched_dsd(
     "Dense-sparse-dense: up to `end` by half a cosine, and back to `start` by another (after Han et al. 2017)"
     return _between(start, end, (1 - math.cos(2*math.pi*pos))/2)
 
+def _phase(pos, n):
+    "Which of `n` equal parts of the window `pos` is in, from 1, and how far: a boundary ends the part before it, and 0 is before the first"
+    i = min(max(math.ceil(pos*n - 1e-9), 0), n)
+    return i,1. if abs(pos*n - i) <= 1e-9 else pos*n - i + 1
+
+def sched_cyclic(
+    start:float,   # Sparsity before, in percent
+    end:float,     # Sparsity after each cycle, in percent
+    pos:float,     # Position in the window, 0 to 1
+    n_cycles:int=3 # Number of equal cycles, at least 1
+) -> float:        # Sparsity at `pos`, in percent
+    "Cyclical pruning: automated gradual pruning again and again, each time from `start` (Srinivas et al. 2022)"
+    if n_cycles < 1 or n_cycles != int(n_cycles): raise ValueError(f"n_cycles must be a whole number of at least 1, got {n_cycles!r}")
+    i,part = _phase(pos, n_cycles)
+    return sched_agp(start, end, part) if i else start
+
+def sched_acdc(
+    start:float,   # Sparsity before and in the dense phases, in percent
+    end:float,     # Sparsity in the sparse phases and after, in percent
+    pos:float,     # Position in the window, 0 to 1
+    n_cycles:int=3 # Number of sparse phases, at least 1; between two of them lies a dense one, and all take equally long
+) -> float:        # Sparsity at `pos`, in percent
+    "AC/DC: phases at `end` and phases at `start` in turn, the first and the last at `end` (Peste et al. 2021)"
+    if n_cycles < 1 or n_cycles != int(n_cycles): raise ValueError(f"n_cycles must be a whole number of at least 1, got {n_cycles!r}")
+    return end if _phase(pos, 2*n_cycles - 1)[0] % 2 else start
+
 @dataclass(frozen=True)
 class Schedule:
     "A schedule function and the window of training in which it runs; `schedule(start, end, pct)` is the sparsity due at `pct`"
@@ -121,9 +147,11 @@ one_cycle = Schedule(sched_onecycle)
 cos       = Schedule(sched_cos)
 lin       = Schedule(sched_lin)
 dsd       = Schedule(sched_dsd)
+cyclic    = Schedule(sched_cyclic,    start_pct=0.2)
+ac_dc     = Schedule(sched_acdc,      start_pct=0.2)
 
 # Every built-in by name. Users may add their own; docs and tests read it.
-schedules = dict(one_shot=one_shot, iterative=iterative, agp=agp, one_cycle=one_cycle, cos=cos, lin=lin, dsd=dsd)
+schedules = dict(one_shot=one_shot, iterative=iterative, agp=agp, one_cycle=one_cycle, cos=cos, lin=lin, dsd=dsd, cyclic=cyclic, ac_dc=ac_dc)
 
 def available_schedules() -> list[str]:
     "The names of the schedules there are"

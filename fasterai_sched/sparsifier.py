@@ -3,111 +3,74 @@
 from __future__ import annotations
 from dataclasses import replace
 from difflib import get_close_matches
-from math import prod
-from numbers import Integral, Real
 import warnings
 
 import torch
 from torch import Tensor, nn
 
-from .criteria import as_criteria, large_final
+from .budgets import allot, pool
 from .channels import batch_norms
-from .granularity import Granularities
-from .layers import Found, check_rules, select
+from .criteria import large_final
+from .granularity import is_nm
+from .held import Held
+from .layers import select, value_of_each
 from .masks import keep_masks, n_pruned, round_kept
+from .options import Options, check_percent, check_round_to
 from .report import n_zeros, sparsity_report
+from .signals import Inputs, of_channels
 
-__all__ = ['Sparsifier', 'contexts']
-
-contexts = ('local', 'global')
-
-def check_percent(name, value):
-    "ValueError unless `value` is a number from 0 to 100"
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise ValueError(f"{name}={value!r} is not a number; a sparsity is a percentage, 0 to 100")
-    if not 0 <= float(value) <= 100: raise ValueError(f"{name}={value!r} is outside 0 to 100; a sparsity is a percentage")
-
-def check_choices(granularity, context, layer_type, round_to, nm):
-    "ValueError for words that no model could make sense of"
-    types = layer_type if isinstance(layer_type, tuple) else (layer_type,)
-    for t in types:
-        if not (isinstance(t, type) and issubclass(t, nn.Module)):
-            raise ValueError(f"layer_type={layer_type!r} must be a class of layers such as nn.Conv2d, or a tuple of them")
-        if t is not nn.Module: Granularities.get_dim(t, granularity)
-    if context not in contexts: raise ValueError(f"context={context!r} is not one of {list(contexts)}")
-    check_round_to(round_to)
-    if nm: raise ValueError(f"nm={nm!r}: N:M patterns are not supported; leave nm=False (and give layer_type by name: nm comes before it)")
-
-def check_round_to(round_to):
-    "ValueError unless `round_to` is None or a whole number of at least 1"
-    if round_to is not None and (isinstance(round_to, bool) or not isinstance(round_to, Integral) or round_to < 1):
-        raise ValueError(f"round_to={round_to!r} must be a whole number of at least 1, or None")
-
-class _Layer(Found):
-    "A selected weight and what is held about it"
-    def __init__(self, found, granularity):
-        self.__dict__.update(vars(found))
-        self.dim    = Granularities.get_dim(self.module, granularity)
-        self.mask   = None  # what is kept, bool, the scores' shape; None: all
-        self.dead   = 0     # groups that `mask` prunes
-        self.kept   = 0     # groups that were zero at the start: they stay so until the schedule falls
-        self.first  = None  # those groups
-        self.ref    = None  # what the criterion compares with
-        self.frozen = False
-        self.after  = []    # (parameter, its values when each channel died): the bias and the batch norm of whole output channels
-        self.scale  = None  # which of them is the batch norm's weight
-        out = Granularities.out_dim(self.module) if self.attr == 'weight' else None
-        self.of_channels = out is not None and self.dim != [0] and set(range(1, self.weight.ndim + 1)) - set(self.dim) <= {out}
-
-    @property
-    def alive(self):
-        "Which output channels are, where groups are whole channels; a grouped transposed convolution has several a group"
-        if self.mask is None or not self.after: return None
-        each = self.mask.flatten()
-        return each.expand(len(self.after[0][0])) if len(each) == 1 else each.repeat(len(self.after[0][0])//len(each))
-
-    @property
-    def held(self):
-        "(parameter, what of it is kept, bool) of all that the mask holds at 0"
-        if self.mask is None: return []
-        return [(self.weight, self.mask), *((p, self.alive) for p,_ in self.after if p.requires_grad)]
-
-    @property
-    def size(self): return prod(self.weight.shape[d-1] for d in self.dim if d) # weights in a group
-    @property
-    def n(self): return self.weight.numel()//self.size                         # groups
+__all__ = ['Sparsifier']
 
 class Sparsifier:
     "Makes the layers of a model sparse, and keeps them so. What is asked is what is applied: counts are exact"
     _versions = None # of what is held at 0, when it was made so last
     unsure = () # names of layers whose batch norm is left alone, because it isn't certain that they alone feed it
+    sync = None # how what is heard becomes the same on every process: see `Inputs.reduce`
     def __init__(self,
         model:nn.Module,            # The model; only the values of its selected weights are changed
-        granularity:str='weight',   # What is removed as one: see `Granularities`
-        context:str='local',        # 'local': each layer at the sparsity asked; 'global': all layers together
+        granularity:str='weight',   # What is removed as one: see `Granularities`; or the size of a block: (4, 1) is 4 output channels by 1 input channel
+        context:str='local',        # 'local': each layer at the sparsity asked; 'global': all layers together; 'uniform', 'erk', 'lamp': see `contexts`
         criteria=large_final,       # What is kept: a `Criteria`, its name, or a function of a weight tensor
-        nm:bool=False,              # Not supported; here for the order of arguments
+        nm:bool|tuple=False,        # (n, m): keep n of each m weights along the input channels; True: 2:4. The sparsity is 100*(1 - n/m) then
         layer_type=nn.Conv2d,       # Type of the layers to make sparse, or a tuple of types
+        data=None,                  # For criteria that look at inputs: a tensor, or batches as a DataLoader gives them, on which to calibrate
         *,
         layers=None,                # Which of them: names, globs, regular expressions, types, functions of (name, layer), one or a list; None: all
         exclude=None,               # Which of them not, by the same rules
-        keep_zeros:bool=False       # Whether a wholly zero weight is pruned and stays so, and not an initialisation to train
+        keep_zeros:bool=False,      # Whether a wholly zero weight is pruned and stays so, and not an initialisation to train
+        max_sparsity=None,          # Of no layer prune more than this, in percent, however many others go: a number, or a dict of rules. Not with 'local'
+        recalibrate:bool=True       # Look at the inputs again each time the masks grow; False: once
     ):
         "Raises ValueError for an unknown word, for no layer of that type, and for a weight that is computed (spectral_norm, weight_norm)"
-        if isinstance(layer_type, list): layer_type = tuple(layer_type)
-        check_choices(granularity, context, layer_type, None, nm)
-        for n,v in dict(layers=layers, exclude=exclude).items(): check_rules(n, v)
-        self.model,self.granularity,self.context,self.layer_type = model,granularity,context,layer_type
-        self.criteria,self.keep_zeros = as_criteria(criteria),keep_zeros
+        o = self.options = Options(granularity, context, criteria, nm, layer_type, layers, exclude, keep_zeros, max_sparsity, data, recalibrate)
+        self.model,self.granularity,self.context,self.layer_type = model,granularity,context,o.layer_type
+        self.criteria,self.keep_zeros = o.criteria,keep_zeros
         self.generator = torch.Generator().manual_seed(42) # its own, so that the global random state stays as it was
-        self.layers    = [_Layer(f, granularity) for f in select(model, layer_type, layers, exclude)]
+        found,self.left_out = select(model, o.layer_type, layers, exclude, granularity, o.nm)
+        self.layers    = [Held(f, cut) for f,cut in found]
         self.masters   = {} # id of a parameter -> the optimizer's own copy of it, where it steps one (fp32 masters)
-        self._asked    = {} # layer name, or None for all of them -> (percent, groups to prune) asked last
+        self._asked    = {} # layer name, or None for all of them -> (percent, pruned then, round_to) asked last
+        self._emptied  = set()
+        if self.left_out: warnings.warn(f"Left dense, as granularity={o.said!r} does not fit: {'; '.join(f'{n} ({why})' for n,why in self.left_out.items())}")
+        self._find_limits()
         self._find_what_follows()
         for l in self.layers: self._adopt_zeros(l)
         self.save_refs()
 
     # -- which layers ------------------------------------------------------------------------------------------------------------
+
+    def _find_limits(self):
+        "How many groups of each layer may go at most, and which factors its scores get"
+        o = self.options
+        each = value_of_each(o.max_sparsity, self.layers, 'max_sparsity') if isinstance(o.max_sparsity, dict) else {}
+        for l in self.layers:
+            l.limit = min(each.get(l.name, o.full if o.max_sparsity is None or each else o.max_sparsity), o.full)
+            l.most  = n_pruned(self._of_groups(l.limit), l.n)
+        if self.criteria.scale is None: return
+        named = {id(l.module):l for l in self.layers} | {l.name:l for l in self.layers}
+        for k,v in self.criteria.scale.items():
+            l = named.get(k if isinstance(k, str) else id(k))
+            if l is not None: l.inputs = of_channels(l, torch.as_tensor(v, dtype=torch.float32, device=l.weight.device))
 
     def _find_what_follows(self):
         "Of layers whose groups are whole output channels: the bias, and the batch norm that they alone feed"
@@ -134,22 +97,48 @@ class Sparsifier:
         if changed: self._asked.clear()
         return changed
 
-    def _adopt_zeros(self, l):
-        "Groups that are wholly zero count as pruned"
-        alive = l.weight.detach() != 0
-        if l.dim != [0]: alive = alive.any(dim=tuple(d-1 for d in l.dim), keepdim=True)
-        self._set_mask(l, alive.contiguous())
-        if l.dead == l.n and not self.keep_zeros:
-            warnings.warn(f"The weights of layer {l.name!r} are all zero: taken for an initialisation, they stay trainable (keep_zeros=True keeps them)")
-            l.mask,l.dead = None,0
-        l.kept,l.first = l.dead,None if l.mask is None else ~l.mask
-        single = n_zeros(l.weight) - l.dead*l.size
-        if l.dim != [0] and single > .01*l.weight.numel():
-            warnings.warn(f"Layer {l.name!r} has {single:,} single zeros outside of wholly zero groups: with granularity={self.granularity!r} they train")
+    @property
+    def is_deaf(self):
+        "Whether its criterion scores by gradients, and there were none yet"
+        return self.criteria.needs_grad and all(l.heard is None for l in self.active)
+
+    def _adopt_zeros(self, l): l.adopt_zeros(self.keep_zeros, self.options.said)
 
     def save_refs(self):
         "Take the weights as they are for the ones that criteria compare with"
         for l in self.layers: l.ref = l.weight.detach().clone() if self.criteria.needs_ref else None
+
+    # -- what is heard -----------------------------------------------------------------------------------------------------------
+
+    def collect_grads(self,
+        loss_scale:float=1. # What the loss was multiplied with, where it was (mixed precision)
+    ):
+        "For criteria that score by gradients: take those of now. Call it once a step, after `loss.backward()` and before the gradients are clipped or masked"
+        if not self.criteria.needs_grad: return
+        for l in self.active:
+            p = self.masters.get(id(l.weight), l.weight)
+            g = l.weight.grad if p.grad is None else p.grad
+            if g is None: continue
+            try: now = self.criteria.single(l.weight, grad=g if loss_scale == 1 else g/loss_scale)
+            except Exception as e: raise ValueError(f"criteria={self.criteria.__name__} fails for layer {l.name!r}: {type(e).__name__}: {e}") from e
+            l.heard = now if l.heard is None or not self.criteria.accumulate else l.heard.add_(now)
+
+    def calibrate(self,
+        data # A tensor, or batches: tensors, tuples whose last is the target and is left out, dicts of the model's arguments
+    ):
+        "For criteria that look at inputs: run the model on these batches, in evaluation mode, leaving no trace in it; raises ValueError for layers nothing comes into"
+        inputs = Inputs(self.active, self.criteria.data_fn)
+        inputs.hear(self.model, data)
+        if self.sync is not None: inputs.reduce(self.sync)
+        for l,f in inputs.factors().items(): l.inputs = f
+
+    def needs_grad_for(self,
+        sparsity # As for `sparsify_model`
+    ) -> bool:
+        "Whether gradients should come first: to score by, where there were none yet, or to choose what comes back"
+        asked = self._due_of(sparsity)
+        if any(last and s < last[0] for last,s in ((self._asked.get(k), s) for k,_,s in asked)): return True
+        return self.criteria.needs_grad and any(self._grows(*a) for a in asked) and any(l.heard is None or not l.heard.any() for _,ls,_ in asked for l in ls)
 
     # -- how many, and which -----------------------------------------------------------------------------------------------------
 
@@ -165,95 +154,165 @@ class Sparsifier:
                                                                    f"{[l.name for l in self.layers]}")
             due = dict(zip(self.layers, sparsity))
         else: due = {l:sparsity for l in self.layers}
-        if isinstance(sparsity, (dict, list, tuple)) and self.context == 'global':
-            raise ValueError(f"sparsity={sparsity!r} has one value a layer, and context='global' one budget for all: use context='local'")
-        for l,s in due.items(): check_percent(f'sparsity of {l.name!r}' if isinstance(sparsity, (dict, list, tuple)) else 'sparsity', s)
+        if isinstance(sparsity, (dict, list, tuple)) and self.options.budget.together:
+            raise ValueError(f"sparsity={sparsity!r} has one value a layer, and context={self.context!r} one budget for all: use context='local'")
+        for l,s in due.items():
+            name = f'sparsity of {l.name!r}' if isinstance(sparsity, (dict, list, tuple)) else 'sparsity'
+            check_percent(name, s)
+            if s > self.options.full + 1e-6: raise ValueError(f"{name}={s!r} is above what an N:M pattern of {self.options.nm} prunes, {self.options.full:g}%")
         return due
 
-    def _scores(self, l):
-        try: scores = self.criteria(l.weight, l.ref, l.dim, self.generator)
-        except Exception as e: raise ValueError(f"criteria={self.criteria.__name__} fails for layer {l.name!r}: {type(e).__name__}: {e}") from e
-        if scores.sum().isnan() and scores.isnan().any():
-            raise ValueError(f"criteria={self.criteria.__name__} gives NaN for layer {l.name!r}: are its weights finite?")
-        return scores
+    def _due_of(self, sparsity):
+        "[(key in `_asked`, layers, percent)]: a budget each"
+        due = {l:s for l,s in self.due(sparsity).items() if not l.frozen}
+        if not due: return []
+        return [(None, list(due), next(iter(due.values())))] if self.options.budget.together else [(l.name, [l], s) for l,s in due.items()]
 
     def check_criteria(self):
         "Score every layer once, for nothing: ValueError now rather than in the midst of training"
-        state = self.generator.get_state()
-        for l in self.layers: self._scores(l)
+        c,state = self.criteria,self.generator.get_state()
+        if c.needs_data: Inputs(self.layers, c.data_fn)
+        for l in self.layers:
+            if not c.needs_grad: l.scores(c, self.generator)
+            else:
+                try: c.single(l.weight, grad=torch.zeros_like(l.weight))
+                except Exception as e: raise ValueError(f"criteria={c.__name__} fails for layer {l.name!r}: {type(e).__name__}: {e}") from e
         self.generator.set_state(state)
 
-    def _set_mask(self, l, keep):
-        before = l.alive
-        l.dead = n_zeros(keep)
-        l.mask = keep if l.dead else None
-        if l.after: self._bury(l, before)
+    def _of_groups(self, s):
+        "The share of groups at a sparsity, in percent: of an N:M pattern all of them are done at its own"
+        return 100*s/self.options.full if self.options.nm else s
 
-    @torch.no_grad()
-    def _bury(self, l, before):
-        "Keep what the channels that died had in their bias and batch norm, and give it back to those that return"
-        after = l.alive
-        for p,was in l.after:
-            every = torch.ones(len(p), dtype=torch.bool, device=p.device)
-            old,now = (every if a is None else a.to(p.device) for a in (before, after))
-            died,back = old & ~now,now & ~old
-            was[died] = p[died]
-            # weights come back at 0, and what then would get no gradient would never train: a scale of 0 (it died in an earlier
-            # fit) comes back as 1, and a bias that a ReLU would cut off with its sign changed
-            p[back] = torch.where(was == 0, 1, was)[back] if p is l.scale else was.abs().clamp_min(1e-3)[back]
+    def _in_groups(self, key): return key is not None or self.options.budget.in_groups
+    def _pruned(self, key, layers, what='dead'): return sum(getattr(l, what)*(1 if self._in_groups(key) else l.size) for l in layers)
+
+    def _budget(self, key, layers, s, round_to):
+        "How many to prune of `layers`: groups, or weights where the context counts those"
+        unit = 'n' if self._in_groups(key) else 'numel'
+        n = sum(getattr(l, unit) for l in layers)
+        k = n_pruned(self._of_groups(s) if self._in_groups(key) else s, n)
+        if round_to and key is not None: k = round_kept(k, n, round_to)
+        if key is None and self.options.max_sparsity is not None:
+            top = sum(l.limit*getattr(l, unit) for l in layers)/n
+            if s > top + 1e-9: raise ValueError(f"sparsity={s!r} can't be reached with max_sparsity={self.options.max_sparsity!r}: {top:g}% is the most")
+            k = min(k, sum(max(l.most, l.dead)*(1 if self._in_groups(key) else l.size) for l in layers))
+        return max(k, self._pruned(key, layers, 'kept'))
+
+    def _grows(self, key, layers, s): return self._budget(key, layers, s, None) > self._pruned(key, layers)
 
     def _sparsify(self, key, layers, s, round_to):
         "Bring `layers`, as one budget, to `s` percent; whether their masks moved"
-        n,dead = sum(l.n for l in layers), sum(l.dead for l in layers)
-        last = self._asked.get(key)
+        last,dead = self._asked.get(key),self._pruned(key, layers)
         # what was zero before stays so until the schedule itself falls
         if last and s < last[0] and not self.keep_zeros:
             for l in layers: l.kept = 0
-        k = n_pruned(s, n)
-        if round_to and key is not None: k = round_kept(k, n, round_to)
-        k = max(k, sum(l.kept for l in layers))
-        if k == dead or round_to and key is None and last == (s, dead, round_to):
-            self._asked[key] = (s, dead, round_to)
-            self._zero(layers)
-            return False
-        scores,before = [self._scores(l) for l in layers],[l.mask for l in layers]
-        masks = keep_masks(scores, before, k) if k > dead else self._revive(scores, layers, k)
-        if round_to and key is None: # each layer from where it was: rounding keeps the highest of what would have gone
-            ks = [max(round_kept(n_zeros(m), l.n, round_to), l.kept) for m,l in zip(masks, layers)]
-            masks = [keep_masks([sc], [b], k)[0] for sc,b,k in zip(scores, before, ks)]
-        for l,keep in zip(layers, masks): self._set_mask(l, keep)
-        self._asked[key] = (s, sum(l.dead for l in layers), round_to)
-        self._after_move(layers)
-        return True
-
-    def _revive(self, scores, layers, k):
-        "Bring groups back, but not those that are to be kept"
-        kept = [l.first if l.kept else None for l in layers]
-        masks = keep_masks(scores, [l.mask if f is None else l.mask | f for l,f in zip(layers, kept)], k - sum(l.kept for l in layers))
-        return [m if f is None else m & ~f for m,f in zip(masks, kept)]
-
-    def _after_move(self, layers):
+        k,counts = self._budget(key, layers, s, round_to),[l.dead for l in layers]
+        if k != dead and last != (s, dead, round_to):
+            masks,lows = self._grown(key, layers, k, round_to) if k > dead else self._shrunk(key, layers, k, round_to)
+            for l,keep,low in zip(layers, masks, lows): l.set_mask(keep, low)
+        self._asked[key] = s,self._pruned(key, layers),round_to
         self._zero(layers)
+        if counts == [l.dead for l in layers]: return False
         if self.criteria.needs_update:
             for l in layers: l.ref = l.weight.detach().clone()
+        if key is None: self._warn_of_empty(layers)
+        return True
+
+    def _grown(self, key, layers, k, round_to):
+        "What each layer keeps with `k` pruned, and of an N:M pattern which weights go"
+        scores,lows = zip(*[l.scores(self.criteria, self.generator) for l in layers])
+        masks = self._shared(key, layers, scores, [l.mask for l in layers], k)
+        if round_to and key is None: # each layer from where it was: rounding keeps the highest of what would have gone
+            masks = [keep_masks([sc], [l.mask], max(round_kept(n_zeros(m), l.n, round_to), l.dead))[0] for l,m,sc in zip(layers, masks, scores)]
+        return masks,lows
+
+    def _shrunk(self, key, layers, k, round_to):
+        "The same with fewer pruned: groups come back, those with the largest gradient first, but not those that are to be kept"
+        scores = [torch.zeros([1 if d in l.dim else n for d,n in enumerate(l.cut.shape, 1)], device=l.weight.device) for l in layers]
+        back = [l.grad_of_groups() for l in layers]
+        if any(b is None for b in back): back = scores
+        kept  = [l.first if l.kept else None for l in layers]
+        masks = [l.mask if f is None else l.mask | f for l,f in zip(layers, kept)]
+        out = self._shared(key, layers, scores, masks, k, back)
+        if round_to and key is None:
+            ks  = [max(round_kept(n_zeros(m) + l.kept, l.n, round_to), l.kept) - l.kept for l,m in zip(layers, out)]
+            out = [keep_masks([sc], [m], k, [b])[0] for sc,m,k,b in zip(scores, masks, ks, back)]
+        return [m if f is None else m & ~f for m,f in zip(out, kept)],[None]*len(layers)
+
+    def _shared(self, key, layers, scores, masks, k, back=None):
+        "Masks with `k` pruned in all, as the context has it; with `back`, of what is not to be kept"
+        context,kept = self.options.budget,[0 if back is None else l.kept for l in layers]
+        if key is not None: return keep_masks(scores, masks, k - sum(kept), back)
+        if context.by_score:
+            less = self._pruned(key, layers, 'kept') if back else 0
+            most = [max(l.most, l.dead) if back is None else l.n for l in layers]
+            return pool(context if back is None else replace(context, rescale=None), scores, masks, [l.size for l in layers], most, k - less, back)
+        ks = self._allotted(layers, k, [(l.dead, max(l.most, l.dead)) if back is None else (l.kept, l.dead) for l in layers])
+        return [keep_masks([sc], [m], n - o, None if back is None else [back[i]])[0] for i,(sc,m,n,o) in enumerate(zip(scores, masks, ks, kept))]
+
+    def _allotted(self, layers, total, bounds):
+        "Groups of each layer, by the densities of the context"
+        each = [float(self.options.budget.density(tuple(l.weight.shape))) for l in layers]
+        if min(each) <= 0: raise ValueError(f"context={self.context!r} gives a density of {min(each):g}: each must be above 0")
+        return allot(each, [l.numel for l in layers], [l.size for l in layers], *zip(*bounds), total)
+
+    def _warn_of_empty(self, layers):
+        empty = [l.name for l in layers if l.dead == l.n and not self.options.nm and l.name not in self._emptied]
+        if not empty or all(l.dead == l.n for l in layers): return
+        self._emptied.update(empty)
+        warnings.warn(f"Nothing is left of {', '.join(empty)}: context={self.context!r} gives them no weight. max_sparsity=99, say, keeps some of each layer")
 
     def sparsify_model(self,
         sparsity,          # Percent, 0 to 100: one number, a list (one a selected layer, in model order) or a dict of layer names
-        round_to:int=None  # Make the number of groups kept in a layer a multiple of this, or all
+        round_to:int=None, # Make the number of groups kept in a layer a multiple of this, or all
+        data=None          # For criteria that look at inputs: batches to calibrate on now; None: those of the constructor
     ) -> bool:             # Whether any mask moved
-        "Prune to `floor(sparsity/100*groups)`, in each layer or in all; a lower sparsity than the last brings weights back, at 0"
+        """Prune to `floor(sparsity/100*groups)`, in each layer or in all; a lower sparsity than the last brings weights back, at 0: those with the largest gradient,
+        where there are gradients that were not masked yet, else the last by position"""
         check_round_to(round_to)
-        due = {l:s for l,s in self.due(sparsity).items() if not l.frozen}
-        if not due: return False
-        if self.context == 'global': return self._sparsify(None, list(due), next(iter(due.values())), round_to)
-        return any([self._sparsify(l.name, [l], s, round_to) for l,s in due.items()])
+        asked = self._due_of(sparsity)
+        self._listen(asked, data)
+        return any([self._sparsify(*a, round_to) for a in asked])
+
+    def _listen(self, asked, data):
+        "Calibrate, if masks are to grow by what comes into the layers; raises ValueError where they can't for want of batches or gradients"
+        c,data = self.criteria,self.options.data if data is None else data
+        if not (c.needs_data or c.needs_grad) or not any(self._grows(*a) for a in asked): return
+        if self.is_deaf:
+            raise ValueError(f"criteria={c.__name__} scores by gradients, and has had none: call collect_grads() after loss.backward()")
+        if not c.needs_data or not self.options.recalibrate and all(l.inputs is not None for l in self.active): return
+        if data is not None: self.calibrate(data)
+        elif any(l.inputs is None for l in self.active): raise ValueError(f"criteria={c.__name__} looks at what comes into the layers: give data=, or call calibrate(batches)")
+
+    def counts(self,
+        sparsity,         # As for `sparsify_model`
+        round_to:int=None # As for `sparsify_model`
+    ) -> dict:            # {layer name: groups}; None for a layer of which only scores will tell; layers that do not train are left out
+        "How many groups of each layer such a sparsity prunes, with nothing pruned so far but the zeros it started with"
+        check_round_to(round_to)
+        out = {}
+        for key,layers,s in self._due_of(sparsity):
+            k = self._budget(key, layers, s, round_to)
+            if key is not None: ks = [k]
+            elif self.options.budget.by_score: ks = [None]*len(layers)
+            else:
+                ks = self._allotted(layers, k, [(l.kept, max(l.most, l.kept)) for l in layers])
+                if round_to: ks = [max(round_kept(x, l.n, round_to), l.kept) for l,x in zip(layers, ks)]
+            out.update((l.name, x) for l,x in zip(layers, ks))
+        return out
+
+    def total(self,
+        sparsity,         # As for `sparsify_model`
+        round_to:int=None # As for `sparsify_model`
+    ) -> int:
+        "How many groups of all layers together such a sparsity prunes; or weights, where the context counts those"
+        return sum(self._budget(*asked, round_to) for asked in self._due_of(sparsity))
 
     def resume(self,
         sparsity # Percent, a list or a dict, as for `sparsify_model`
     ):
         "Take `sparsity` for what was asked last, changing nothing: if the next is lower, weights come back"
-        due = self.due(sparsity)
-        self._asked = {None:(max(due.values()), None, None)} if self.context == 'global' else {l.name:(s, None, None) for l,s in due.items()}
+        self._asked = {k:(s, None, None) for k,_,s in self._due_of(sparsity)}
 
     def sparsify_layer(self,
         m,                 # A selected layer, or its name (of a layer of several weights, one's: 'rnn.weight_hh_l0')
@@ -266,14 +325,15 @@ class Sparsifier:
         l = next((l for l in self.layers if l.module is m or l.name == m), None)
         if l is None: raise ValueError(f"{m if isinstance(m, str) else type(m).__name__} is not a selected layer; "
                                        f"these are: {[l.name for l in self.layers]}")
+        self._listen([(l.name, [l], sparsity)], None)
         return self._sparsify(l.name, [l], sparsity, round_to)
 
     # -- keeping it so -----------------------------------------------------------------------------------------------------------
 
     @property
     def masks(self) -> dict[str,Tensor]:
-        "What is kept, by layer name: bool, on the weight's device, its shape with a group's dimensions 1; layers with nothing pruned are left out"
-        return {l.name:l.mask for l in self.layers if l.mask is not None}
+        "What is kept, by layer name: bool, on the weight's device, and broadcasts to it (its shape with a group's dimensions 1, but for blocks and N:M); layers with nothing pruned are left out"
+        return {l.name:l.keep for l in self.layers if l.keep is not None}
 
     def _held(self, layers):
         "(parameter or the optimizer's copy of it, what of it is kept) of all that is held at 0"
@@ -341,14 +401,20 @@ class Sparsifier:
     @property
     def sparsity(self):
         "What the masks prune of the layers that train, in percent of their weights"
-        return 100*sum(l.dead*l.size for l in self.active)/max(sum(l.weight.numel() for l in self.active), 1)
+        return 100*sum(l.gone for l in self.active)/max(sum(l.numel for l in self.active), 1)
 
     def report(self):
         "The selected layers' zeros, counted: a `Report`"
-        rep = sparsity_report(self.model, nn.Module, [l.name for l in self.layers], [l.name for l in self.layers if l.frozen])
-        if not self.unsure: return rep
-        return replace(rep, notes=(f"The batch norm behind {', '.join(self.unsure)} is left alone, because something else may feed it or read the layer: "
-                                   "a channel that is dead there may still emit a constant",))
+        return replace(sparsity_report(self.model, nn.Module, [l.name for l in self.layers], [l.name for l in self.layers if l.frozen]), notes=tuple(self._notes()))
+
+    def _notes(self):
+        "What a table does not say"
+        if self.unsure: yield (f"The batch norm behind {', '.join(self.unsure)} is left alone, because something else may feed it or read the layer: "
+                               "a channel that is dead there may still emit a constant")
+        if nm := self.options.nm:
+            rest = [l.name for l in self.layers if not is_nm(l.module, nm, l.weight)]
+            yield f"{nm[0]}:{nm[1]} holds in {len(self.layers) - len(rest)} of {len(self.layers)} layers" + (f", and not yet in {', '.join(rest)}" if rest else '')
+        for n,why in self.left_out.items(): yield f"{n} is left dense: {why}"
 
     def print_sparsity(self):
         "Print the report"

@@ -7,22 +7,17 @@ import warnings
 
 import numpy as np
 
-from .layers import by_rule, check_rules
+from .layers import check_rules, value_of_each
+from .options import check_percent
 from .schedules import check_schedule, is_absolute, windowed
-from .sparsifier import check_percent
 
-__all__ = ['Target', 'as_lists', 'brackets', 'check_target', 'check_whole', 'plain_numbers']
+__all__ = ['Target', 'as_lists', 'brackets', 'check_target', 'plain_numbers']
 
 def check_target(name, value):
     "ValueError unless `value` is a percentage; 0.9 was probably meant to be 90"
     check_percent(name, value)
     if 0 < float(value) < 1:
         raise ValueError(f"{name}={value!r} is below 1%; a sparsity is a percentage, 0 to 100: did you mean {name}={float(value)*100:g}?")
-
-def check_whole(name, value, least=0):
-    "ValueError unless `value` is None or a whole number"
-    if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < least):
-        raise ValueError(f"{name}={value!r} must be a whole number of at least {least}, or None")
 
 def as_lists(x):
     "An array, a tensor or fastcore's `L` as a list, or as a number where it is one"
@@ -52,7 +47,7 @@ class Target:
     start:float = 0   # Percent, in force before the schedule starts
 
     def check(self,
-        context:str # As for `Sparsifier`
+        options # `Options`: what of its words has to do with the target
     ):
         "ValueError for what makes no sense whatever the model"
         target,name = self.sparsity,getattr(self.schedule, '__name__', self.schedule)
@@ -60,13 +55,16 @@ class Target:
             raise ValueError(f"sparsity={target!r}: give a first and a last percentage, such as slice(30, 90)")
         if isinstance(target, (list, tuple, dict, slice)):
             if not _values(target): raise ValueError(f"sparsity={target!r} is empty: give a percentage a layer")
-            if context == 'global': raise ValueError(f"sparsity={target!r} has one value a layer, and context='global' one budget for all: "
-                                                     "use context='local'")
+            if options.budget.together: raise ValueError(f"sparsity={target!r} has one value a layer, and context={options.context!r} one budget for all: use context='local'")
             if is_absolute(self.schedule): raise ValueError(f"schedule={name} has its own target, and sparsity={target!r} one a layer: "
                                                             "give a function of (start, end, pos)")
         if isinstance(target, dict): check_rules('sparsity', target)
         check_target('start_sparsity', self.start)
         for v in _values(target): check_target('sparsity', v)
+        if options.nm:
+            for v in _values(target):
+                if abs(v - options.full) > .01: raise ValueError(f"sparsity={v!r}: an N:M pattern of {options.nm} has a sparsity of {options.full:g}; give that, or leave it out")
+            if self.start > options.full: raise ValueError(f"start_sparsity={self.start!r} is above what an N:M pattern of {options.nm} prunes, {options.full:g}%")
         if is_absolute(self.schedule) and self.start: raise ValueError(f"start_sparsity={self.start!r}: schedule={name} has its own start")
         for v in dict.fromkeys(_values(plain_numbers(target))): check_schedule(self.schedule, plain_numbers(self.start), v)
         ends = [plain_numbers(self.schedule(plain_numbers(self.start), v, 1.)) for v in _values(plain_numbers(target))]
@@ -78,19 +76,11 @@ class Target:
         groups  # The optimizer's parameter groups
     ) -> Target:
         "With rules and slices resolved to layer names"
-        if isinstance(self.sparsity, dict): return replace(self, sparsity=self._by_rule(layers))
+        if isinstance(self.sparsity, dict): return replace(self, sparsity=value_of_each(self.sparsity, layers, 'sparsity'))
         if not isinstance(self.sparsity, slice): return self
         steps = np.linspace(self.sparsity.start, self.sparsity.stop, len(groups)).tolist() if len(groups) > 1 else [self.sparsity.stop]
         group = {id(p):i for i,g in enumerate(groups) for p in g}
         return replace(self, sparsity={l.name:steps[group[id(l.weight)]] for l in layers})
-
-    def _by_rule(self, layers):
-        by_name = {}
-        for rule,found in by_rule(self.sparsity, layers, 'sparsity').items():
-            for f in found:
-                if f.name in by_name: raise ValueError(f"sparsity={self.sparsity!r}: more than one of the rules matches {f.name!r}; let one do so, or use exclude=")
-                by_name[f.name] = self.sparsity[rule]
-        return by_name
 
     def in_window(self,
         n:int,         # Epochs of the fit
@@ -129,3 +119,10 @@ class Target:
             if not isinstance(s, int): s = float(s)
             return min(max(s, 0), 100) if -1e-9 <= s <= 100 + 1e-9 else s # what is further out is refused by the sparsifier
         return self.like(at)
+
+    def last_move(self,
+        n:int # Steps of the fit
+    ) -> int: # 0: it is the same at every step
+        "The step from which on the sparsity due stays what it is at the end"
+        end = self.due(1.)
+        return next((i + 1 for i in range(n - 1, -1, -1) if self.due(i/n) != end), 0)

@@ -14,7 +14,7 @@ from helpers import Spy, tiny_dls, tiny_learner, tiny_model, zeros
 from torch import distributed as dist
 
 from fasterai_sched import SparsifyCallback, criterias, iterative
-from fasterai_sched.sparsifier import contexts
+from fasterai_sched.budgets import contexts
 
 ITEMS,EPOCHS,STEPS = 40,2,4
 TARGET,SCHEDULE = 60,partial(iterative, n_steps=4) # 15% more at steps 2, 4, 5 and 7 of 8: between them only the callback keeps zeros at 0
@@ -34,6 +34,7 @@ def fit(criterion, context, rank, folder):
     start = bits(model.named_parameters())
     cb = SparsifyCallback(TARGET, context=context, criteria=criterion, schedule=SCHEDULE)
     def see_forward(m, x):
+        if learn.training and not m.training: return # that is calibration
         loud = sum(int(l.weight[~l.mask].count_nonzero()) for l in cb.sparsifier.layers if l.mask is not None)
         forwards.append(dict(training=m.training, items=x[0][:,0,0,0].tolist(), zeros=zeros(m), loud=loud))
     def see_epoch(learn):

@@ -21,7 +21,7 @@ import fasterai_sched as fs
 from fasterai_sched import SparsifyCallback, agp, criterias, iterative, one_shot, sparsity_report
 from fasterai_sched.masks import n_pruned
 from fasterai_sched.schedules import schedules
-from fasterai_sched.sparsifier import contexts
+from fasterai_sched.budgets import contexts
 
 N = 108, 324 # weights of the two convolutions
 
@@ -44,14 +44,16 @@ def test_asked_is_applied_is_reported(schedule, criterion, context, capsys):
     learn = fit(cb)
     asked = 0 if schedule == 'dsd' else 37
     floors = [asked*n//100 for n in N] if context == 'local' else asked*sum(N)//100
-    if schedule != 'dsd': # what came back to life may be at 0 by itself for want of a gradient
+    gone = [l.gone for l in cb.sparsifier.layers]
+    assert (gone if context == 'local' else sum(gone)) == floors
+    if schedule not in ('dsd', 'cyclic', 'ac_dc'): # what came back to life may be at 0 by itself for want of a gradient
         assert (zeros(learn.model) if context == 'local' else sum(zeros(learn.model))) == floors
     total = sum(zeros(learn.model))
     out = lines(capsys)
     assert f'Sparsity at the end of epoch 1: [{round(100*total/432, 2)}]%' in out
     assert column(learn)[-1] == cb.history.measured.iloc[-1] == sparsity_report(learn.model).sparsity == 100*total/432
     assert out[-1].split() == ['Overall', 'all', '432', str(total), f'{100*total/432:.2f}%']
-    assert any(l.startswith(f'Final Sparsity: [{"37" if schedule == "one_shot" else float(asked)}]%') for l in out)
+    assert any(l.startswith(f'Final Sparsity: [{"37" if schedule in ("one_shot", "ac_dc") else float(asked)}]%') for l in out)
 
 @pytest.mark.parametrize('layer,granularity', [(t,g) for t,table in fs.Granularities._granularities.items() for g in table if t not in SEVERAL])
 def test_every_granularity_of_every_layer_type_trains_at_its_floor(layer, granularity):
@@ -74,7 +76,7 @@ def test_every_granularity_of_every_layer_type_trains_at_its_floor(layer, granul
     assert int((learn.model.layer.weight == 0).sum()) == n_pruned(60, l.n)*l.size == round(column(learn)[-1]/100*l.weight.numel())
 
 @given(target=st.one_of(st.integers(0, 100), st.floats(1, 100)), n_epoch=st.integers(1, 3), n_batch=st.integers(1, 4),
-       schedule=st.sampled_from(['one_shot', 'iterative', 'agp', 'one_cycle', 'cos', 'lin']), context=st.sampled_from(contexts))
+       schedule=st.sampled_from(['one_shot', 'iterative', 'agp', 'one_cycle', 'cos', 'lin']), context=st.sampled_from(list(contexts)))
 def test_any_target_is_exact_on_the_last_batch(target, n_epoch, n_batch, schedule, context):
     cb = SparsifyCallback(target, context=context, schedule=schedule, verbose=False)
     learn = fit(cb, n_epoch, tiny_learner(dls=tiny_dls(n=2*n_batch, n_valid=2, bs=2, size=3)))
@@ -195,7 +197,7 @@ BAD = [ # arguments, what the message says
     (dict(sparsity=90, criteria='large'), r"criteria='large' .*large_final"), (dict(sparsity=90, layer_type=nn.Bilinear), r'Bilinear has no granularities.*Conv2d'),
     (dict(sparsity=90, layer_type='Conv2d'), r"layer_type='Conv2d' must be a class"), (dict(sparsity=90, layer_type=nn.Linear, granularity='kernel'), r"'kernel' .*Linear.*row"),
     (dict(sparsity=[50, 60], context='global'), r"\[50, 60\].*context='local'"), (dict(sparsity={'0':60}, context='global'), r"context='local'"),
-    (dict(sparsity=90, round_to=0), r'round_to=0 .*at least 1'), (dict(sparsity=90, round_to=2.5), r'round_to=2\.5'), (dict(sparsity=90, nm=True), r'nm=True'),
+    (dict(sparsity=90, round_to=0), r'round_to=0 .*at least 1'), (dict(sparsity=90, round_to=2.5), r'round_to=2\.5'), (dict(sparsity=90, nm=True), r'sparsity=90: an N:M pattern of \(2, 4\) has a sparsity of 50; give that, or leave it out'),
     (dict(sparsity=90, start_epoch=-1), r'start_epoch=-1'), (dict(sparsity=90, start_epoch=1.5), r'start_epoch=1\.5'), (dict(sparsity=90, end_epoch=0), r'end_epoch=0'),
     (dict(sparsity=90, start_epoch=3, end_epoch=3), r'end_epoch=3 must come after start_epoch=3'), (dict(sparsity=90, rewind_epoch=-1), r'rewind_epoch=-1'),
     (dict(sparsity=90, rewind_epoch=None, lth=True), r'lth=True needs .*rewind_epoch=None'), (dict(sparsity=90, rewind_epoch=None, reset_end=True), r'reset_end=True'),

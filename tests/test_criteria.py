@@ -8,8 +8,10 @@ from fasterai_sched.criteria import Criteria, Normalizer, Reducer, as_criteria, 
 
 w   = tensor([.1, -.4, .2, -.3])
 ref = tensor([.5, -.1, -.3, .2])
+grad = tensor([1., -.5, -2., .1]) # for criteria that score by it
+seen = tensor([3., 1., 2., .5])   # what comes in, for those that multiply by it
 
-# Of w and ref, by hand. Nothing is said of random but its range
+# Of w and ref (or grad, or seen), by hand. Nothing is said of random but its range
 scores = {
     'large_final':            [.1, .4, .2, .3],
     'squared_final':          [.01, .16, .04, .09],
@@ -20,11 +22,19 @@ scores = {
     'small_init_small_final': [-.5, -.4, -.3, -.3],
     'magnitude_increase':     [-.4, .3, -.1, .1],
     'movement':               [.4, .3, .5, .5],
-    'movmag':                 [.04, .12, .1, .15]}
+    'movmag':                 [.04, .12, .1, .15],
+    'taylor':                 [.1, .2, .4, .03],
+    'movement_pruning':       [-.1, -.2, .4, .03],
+    'wanda':                  [.3, .4, .4, .15]}
 scores |= {f'updating_{n}': scores[n] for n in ('magnitude_increase', 'movement', 'movmag')}
 
 normalizers = {n:getattr(Normalizer, n) for n in vars(Normalizer) if not n.startswith('_')}
 reducers    = {n:getattr(Reducer, n) for n in vars(Reducer) if not n.startswith('_')}
+
+def score(c, w, ref=ref, grad=grad, seen=seen, **kwargs):
+    "Of a criterion, or its name, with what it needs"
+    c = criterias.get(c, c) if isinstance(c, str) else c
+    return c(w, ref if c.needs_ref else None, generator=gen() if c.needs_rng else None, grad=grad if c.needs_grad else None, scale=seen if c.needs_data else None, **kwargs)
 
 def gen(seed=0): return torch.Generator().manual_seed(seed)
 def order(x): return x.argsort(stable=True).tolist()
@@ -37,41 +47,41 @@ def test_the_expectations_cover_the_registry():
     assert available_criterias() == list(criterias)
 
 @pytest.mark.parametrize('name', list(scores))
-def test_the_scores_are_these(name): assert close(criterias[name](w, ref), scores[name])
+def test_the_scores_are_these(name): assert close(score(name, w), scores[name])
 
 @pytest.mark.parametrize('name,highest', [
     ('large_final', [1, 3]), ('squared_final', [1, 3]), ('small_final', [0, 2]), ('large_init', [0, 2]), ('small_init', [1, 3]),
     ('large_init_large_final', [2, 3]), ('small_init_small_final', [2, 3]), ('magnitude_increase', [1, 3]), ('movement', [2, 3]),
-    ('movmag', [1, 3])])
-def test_these_two_are_kept(name, highest): assert sorted(criterias[name](w, ref).topk(2).indices.tolist()) == highest
+    ('movmag', [1, 3]), ('taylor', [1, 2]), ('movement_pruning', [2, 3]), ('wanda', [1, 2])])
+def test_these_two_are_kept(name, highest): assert sorted(score(name, w).topk(2).indices.tolist()) == highest
 
 @pytest.mark.parametrize('name', list(criterias))
 def test_scores_have_the_weights_shape_and_no_gradient(name):
     p = torch.nn.Parameter(torch.randn(2, 3, 4))
-    s = criterias[name](p, torch.randn(2, 3, 4), generator=gen())
+    s = score(name, p, *torch.randn(3, 2, 3, 4))
     assert (s.shape, s.dtype, s.requires_grad) == (p.shape, torch.float32, False)
 
 @pytest.mark.parametrize('name', list(criterias))
 def test_weights_and_reference_are_left_as_they_are(name):
-    a, b = w.clone(), ref.clone()
-    criterias[name](a, b, generator=gen()).add_(1)
-    assert torch.equal(b, ref)
-    criterias[name](a, b, generator=gen())
+    a, b, g, x = w.clone(), ref.clone(), grad.clone(), seen.clone()
+    score(name, a, b, g, x).add_(1)
+    assert torch.equal(b, ref) and torch.equal(g, grad) and torch.equal(x, seen)
+    score(name, a, b, g, x)
     assert torch.equal(a, w)
 
 @pytest.mark.parametrize('name', list(criterias))
 def test_groups_get_the_mean_of_their_weights(name):
-    p, r = torch.randn(3, 2, 2), torch.randn(3, 2, 2)
-    single, groups = criterias[name](p, r, generator=gen()), criterias[name](p, r, dim=[2, 3], generator=gen())
+    p, *more = torch.randn(4, 3, 2, 2)
+    single, groups = score(name, p, *more), score(name, p, *more, dim=[2, 3])
     assert groups.shape == (3, 1, 1)
     assert close(groups.flatten(), single.flatten(1).mean(1))
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize('name', list(criterias))
 def test_half_precision_is_scored_in_float32(name, dtype):
-    s = criterias[name](w.to(dtype), ref.to(dtype), generator=gen())
+    s = score(name, w.to(dtype), ref.to(dtype), grad.to(dtype))
     assert s.dtype == torch.float32
-    assert torch.equal(s, criterias[name](w.to(dtype).float(), ref.to(dtype).float(), generator=gen()))
+    assert torch.equal(s, score(name, w.to(dtype).float(), ref.to(dtype).float(), grad.to(dtype).float()))
 
 def test_half_precision_does_not_tie_what_differs():
     p = tensor([2e-5, 1e-5], dtype=torch.float16)                      # both squares are 0 in float16
@@ -80,11 +90,15 @@ def test_half_precision_does_not_tie_what_differs():
     assert order(large_final(p, dim=[2]).flatten()) == [1, 0]
 
 @pytest.mark.parametrize('name', list(scores))
-def test_double_precision_stays(name): assert criterias[name](w.double(), ref.double()).dtype == torch.float64
+def test_double_precision_stays(name): assert score(name, w.double(), ref.double(), grad.double()).dtype == torch.float64
 
 @pytest.mark.parametrize('name', [n for n,c in criterias.items() if c.needs_ref])
 def test_a_missing_reference_is_named(name):
     with pytest.raises(ValueError, match=rf'Criteria\({name}\) compares with a reference: give `ref`'): criterias[name](w)
+
+@pytest.mark.parametrize('name,what', [(n, 'scores by gradients: give `grad`') for n,c in criterias.items() if c.needs_grad] + [(n, 'multiplies by a statistic of the inputs: give `scale`') for n,c in criterias.items() if c.needs_data])
+def test_a_missing_gradient_and_missing_inputs_are_named(name, what):
+    with pytest.raises(ValueError, match=rf'Criteria\({name}\) {what}'): criterias[name](w)
 
 @pytest.mark.parametrize('name', list(criterias))
 def test_a_criterion_says_what_it_needs(name):
@@ -92,7 +106,8 @@ def test_a_criterion_says_what_it_needs(name):
     assert c.needs_update == name.startswith('updating_')
     assert c.needs_init == (not c.needs_update and ('init' in name or name in ('magnitude_increase', 'movement', 'movmag')))
     assert c.needs_ref == (c.needs_init or c.needs_update)
-    assert c.needs_rng == (name == 'random')
+    assert c.needs_rng == (name == 'random') and c.needs_data == (name == 'wanda')
+    assert c.needs_grad == (name in ('taylor', 'movement_pruning')) and c.accumulate == (name == 'movement_pruning')
 
 # -- random ----------------------------------------------------------------------------------------------------------------------
 
@@ -186,7 +201,10 @@ def test_ones_own_criterion_prints_as_its_function():
     (dict(f=torch.abs, needs_init=True, needs_update=True), 'needs_init=True and needs_update=True exclude each other'),
     (dict(f=torch.abs, output_fn=torch.sub), 'needs_init=True or needs_update=True'),
     (dict(f=torch.abs, return_init=True), 'needs_init=True or needs_update=True'),
-    (dict(f=torch.abs, needs_init=True, output_fn=torch.sub, return_init=True), 'output_fn and return_init=True exclude each other')])
+    (dict(f=torch.abs, needs_init=True, output_fn=torch.sub, return_init=True), 'output_fn and return_init=True exclude each other'),
+    (dict(f=torch.mul, needs_grad=True, needs_init=True), 'needs_grad=True excludes needs_init'), (dict(f=torch.mul, needs_grad=True, needs_rng=True), 'needs_grad=True excludes'),
+    (dict(f=torch.abs, accumulate=True), 'accumulate=True .* goes with needs_grad=True'), (dict(f=torch.abs, needs_data=True, data_fn='l1'), r"data_fn='l1' is not .* choose from \['l2_norm', 'max', 'mean'\]"),
+    (dict(f=torch.abs, scale=3), 'scale=3 must be a dict of layers'), (dict(f=torch.abs, scale={}, needs_data=True), 'takes the place of needs_data=True')])
 def test_a_criterion_that_contradicts_itself_is_refused(kwargs, message):
     with pytest.raises(ValueError, match=message): Criteria(**kwargs)
 
@@ -209,3 +227,11 @@ def test_the_output_function_gets_the_scores_and_the_references():
 def test_a_criterion_may_draw():
     c = Criteria(lambda x, g: x.abs() + 0*torch.rand(x.shape, generator=g), needs_rng=True)
     assert close(c(w, generator=gen()), w.abs())
+
+def test_a_criterion_of_weights_and_gradients():
+    c = Criteria(lambda w, g: w - g, needs_grad=True)
+    assert close(c(w, grad=grad), w - grad)
+
+def test_factors_multiply_before_groups_are_made():
+    c = Criteria(torch.abs, needs_data=True)
+    assert close(c(w.view(2, 2), dim=[2], scale=tensor([[10., 1]])), [[.7], [1.15]])

@@ -12,7 +12,7 @@ from helpers import tiny_model, zeros
 
 import fasterai_sched
 from fasterai_sched import criterias
-from fasterai_sched.sparsifier import contexts
+from fasterai_sched.budgets import contexts
 
 pytestmark = pytest.mark.xdist_group('ranks') # one launch for all
 

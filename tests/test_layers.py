@@ -34,7 +34,7 @@ both = nn.Conv2d,nn.Linear
     (dict(layer_type=nn.Module), [*NAMES, 'head'])])
 def test_rules_find_layers_in_model_order(rules, found):
     rules = {'layer_type':nn.Conv2d, **rules}
-    assert [f.name for f in select(Net(), **rules)] == found
+    assert [f.name for f,_ in select(Net(), **rules)[0]] == found
     sp = Sparsifier(Net(), **rules)
     sp.sparsify_model(50)
     assert [l.name for l in sp.layers] == [r.name for r in sp.report().rows] == found
@@ -134,7 +134,7 @@ def test_one_weight_of_several_can_be_named():
     assert (other.rnn.weight_hh_l0 == 0).sum() == 18
 
 def test_module_is_every_type_that_has_granularities():
-    assert [f.name for f in select(Attends(), nn.Module)] == ['attend.in_proj_weight', 'attend.out_proj', 'rnn.weight_ih_l0', 'rnn.weight_hh_l0', 'head']
+    assert [f.name for f,_ in select(Attends(), nn.Module)[0]] == ['attend.in_proj_weight', 'attend.out_proj', 'rnn.weight_ih_l0', 'rnn.weight_hh_l0', 'head']
     model = nn.Sequential(tiny_model(), nn.PReLU(4), nn.LayerNorm(3))
-    assert [f.name for f in select(model, nn.Module)] == ['0.0', '0.3', '0.7']
+    assert [f.name for f,_ in select(model, nn.Module)[0]] == ['0.0', '0.3', '0.7']
     assert nn.PReLU not in Granularities.available_modules()

@@ -9,11 +9,12 @@ import pytest
 from fastai.callback.schedule import SchedCos, SchedExp, SchedLin, SchedPoly, combine_scheds, sched_cos, sched_exp, sched_lin, sched_no
 from hypothesis import given, strategies as st
 
-from fasterai_sched.schedules import (Schedule, agp, as_schedule, available_schedules, check_schedule, cos, dsd, is_absolute, iterative,
-    lin, one_cycle, one_shot, plot_schedules, sched_agp, sched_cos as our_cos, sched_dsd, sched_iterative, sched_lin as our_lin,
+from fasterai_sched.schedules import (Schedule, ac_dc, agp, as_schedule, available_schedules, check_schedule, cos, cyclic, dsd, is_absolute, iterative,
+    lin, one_cycle, one_shot, plot_schedules, sched_agp, sched_cos as our_cos, sched_acdc, sched_cyclic, sched_dsd, sched_iterative, sched_lin as our_lin,
     sched_onecycle, sched_oneshot, schedules, windowed)
 
-rising   = [n for n in schedules if n != 'dsd']
+falling  = 'dsd','cyclic','ac_dc' # somewhere
+rising   = [n for n in schedules if n not in falling]
 percents = st.floats(0, 100, allow_subnormal=False)
 fracs    = st.floats(0, 1)
 
@@ -30,6 +31,10 @@ def cube(s, e, p): return s + (e-s)*p**3
     (lin,                           [9, 18, 27, 36, 45, 54, 63, 72, 81, 90]),
     (cos,                           [2.20, 8.59, 18.55, 31.09, 45, 58.91, 71.45, 81.41, 87.80, 90]),
     (dsd,                           [8.59, 31.09, 58.91, 81.41, 90, 81.41, 58.91, 31.09, 8.59, 0]),
+    (cyclic,                        [0, 0, 68.03, 88.59, 29.71, 78.75, 89.82, 52.03, 85.25, 90]),
+    (partial(cyclic, n_cycles=2),   [0, 0, 52.03, 78.75, 88.59, 90, 52.03, 78.75, 88.59, 90]),
+    (partial(ac_dc, n_cycles=2),    [0, 0, 90, 90, 0, 0, 0, 90, 90, 90]),
+    (ac_dc,                         [0, 0, 90, 0, 0, 90, 0, 0, 90, 90]),
     (one_cycle,                     [0.90, 3.53, 12.77, 36.13, 65.82, 82.54, 88.06, 89.54, 89.91, 90])])
 def test_ten_epochs_to_ninety_percent(schedule, expected):
     assert epochs(as_schedule(schedule)) == pytest.approx(expected, abs=.0051)
@@ -53,7 +58,17 @@ def test_ten_epochs_to_ninety_percent(schedule, expected):
     (our_lin,   (20, 60, .25), 30),
     (sched_dsd,       (0, 100, .25), 50),
     (sched_dsd,       (10, 90, .5),  90),
-    (sched_dsd,       (10, 90, 1),   10)])
+    (sched_dsd,       (10, 90, 1),   10),
+    (sched_cyclic,    (10, 90, 0),   10),
+    (sched_cyclic,    (10, 90, 1/3), 90),
+    (sched_cyclic,    (10, 90, .5),  80),
+    (sched_cyclic,    (10, 90, 2/3), 90),
+    (sched_acdc,      (10, 90, 0),   10),
+    (sched_acdc,      (10, 90, .1),  90),
+    (sched_acdc,      (10, 90, .2),  90),
+    (sched_acdc,      (10, 90, .21), 10),
+    (sched_acdc,      (10, 90, .4),  10),
+    (sched_acdc,      (10, 90, .41), 90)])
 def test_the_functions_give_these_values(f, args, expected): assert f(*args) == pytest.approx(expected, abs=1e-8)
 
 def test_agp_is_the_papers_formula():
@@ -96,6 +111,21 @@ def test_dsd_rises_to_the_middle_and_falls_from_there(a, b):
     a, b = sorted((a/2, b/2))
     assert dsd(0, 90, a) <= dsd(0, 90, b) + 1e-9
     assert dsd(0, 90, 1-a) <= dsd(0, 90, 1-b) + 1e-9
+
+@given(n_cycles=st.integers(1, 9), pct=fracs, start=percents, end=percents)
+def test_cycles_are_agp_again_and_again_and_phases_are_two_in_turn(n_cycles, pct, start, end):
+    s = partial(sched_cyclic, n_cycles=n_cycles)
+    for i in range(n_cycles):
+        assert s(start, end, (i + 1)/n_cycles) == end
+        if 1e-6 < pct < 1 - 1e-6: assert s(start, end, (i + pct)/n_cycles) == pytest.approx(sched_agp(start, end, pct), abs=1e-6)
+    parts = 2*n_cycles - 1
+    for i in range(parts):
+        for p in (pct, 1.) if 1e-6 < pct else (1.,): assert sched_acdc(start, end, (i + p)/parts, n_cycles=n_cycles) == (start if i % 2 else end)
+
+@pytest.mark.parametrize('f', [sched_cyclic, sched_acdc])
+@pytest.mark.parametrize('n', [0, 1.5, -1])
+def test_a_number_of_cycles_that_is_none_is_refused(f, n):
+    with pytest.raises(ValueError, match=f'n_cycles must be a whole number of at least 1, got {n}'): f(0, 90, .5, n_cycles=n)
 
 @pytest.mark.parametrize('name', list(schedules))
 def test_every_built_in_passes_its_own_check(name): assert check_schedule(schedules[name], 0, 90) is None
@@ -160,7 +190,7 @@ def test_a_schedule_of_what_is_no_function_is_refused(f):
     with pytest.raises(ValueError, match=f'sched_func must be a function of .start, end, pos., got {f!r}'): Schedule(f)
 
 def test_available_schedules_are_the_registrys():
-    assert available_schedules() == list(schedules) == ['one_shot', 'iterative', 'agp', 'one_cycle', 'cos', 'lin', 'dsd']
+    assert available_schedules() == list(schedules) == ['one_shot', 'iterative', 'agp', 'one_cycle', 'cos', 'lin', 'dsd', 'cyclic', 'ac_dc']
 
 @pytest.mark.parametrize('name', list(schedules))
 def test_a_built_in_is_called_by_its_name(name): assert schedules[name].__name__ == name

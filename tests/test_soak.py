@@ -22,7 +22,7 @@ from torch import nn
 
 from fasterai_sched import SparsifyCallback, criterias, sparsity_report
 from fasterai_sched.schedules import schedules
-from fasterai_sched.sparsifier import contexts
+from fasterai_sched.budgets import contexts
 
 class Items(list):
     "A data set that `learn.export` can empty"
@@ -53,7 +53,7 @@ ERRORS = [KeyboardInterrupt, CancelFitException, CancelEpochException, CancelTra
 # these fail by themselves where a row is cut short, or a fit has no first epoch
 FASTAIS = 'Exception occured in `(Recorder|SaveModelCallback|EarlyStoppingCallback)`'
 WARNINGS = ('are all zero: taken for an initialisation|single zeros outside of wholly zero groups|none of the . selected layers trains'
-            '|and nothing is zero in the selected layers|ended before its schedule did')
+            '|and nothing is zero in the selected layers|ended before its schedule did|Nothing is left of|has had no gradient|The masks wait for a gradient')
 
 class Told:
     "A SparsifyCallback, and what it was told"
@@ -76,7 +76,7 @@ AFTER = {'0':['0.bias', '1.weight', '1.bias'], '3':['3.bias'], '7':['7.bias']} #
 def told(picks=PICKS):
     "Any callback of these granularities and layer types"
     return st.builds(Told, st.sampled_from(picks), st.one_of(st.integers(0, 100), st.sampled_from([12.5, 33.3, 99.9])),
-                     context=st.sampled_from(contexts), criteria=st.sampled_from(list(criterias)),
+                     context=st.sampled_from(list(contexts)), criteria=st.sampled_from(list(criterias)),
                      schedule=st.sampled_from(list(schedules)), start_sparsity=st.sampled_from([0, 0, 30]),
                      keep_zeros=st.sampled_from([False, False, True]), verbose=st.sampled_from([True, True, False]))
 
@@ -124,16 +124,18 @@ class Watch:
         due = [self.told.due(i/(n_epoch*n_iter)) for i in range(1, (epoch + 1)*n_iter + 1)]
         fell = any(b < a for a,b in zip(due, due[1:])) and not self.told.keep_zeros
         n = {l:len(self.told.groups(z)) for l,z in self.zero.items()}
-        for ls in [list(n)] if self.told.context == 'global' else [[l] for l in n]:
-            k,dead = math.floor(round(due[-1]*sum(n[l] for l in ls)/100, 9)),sum(self.dead[l] for l in ls)
+        for ls in [[l] for l in n] if self.told.context == 'local' else [list(n)]:
+            size = {l:1 if self.told.context in ('local', 'global') else z.numel()//n[l] for l,z in self.zero.items()} # other contexts count weights
+            k,dead = math.floor(round(due[-1]*sum(n[l]*size[l] for l in ls)/100, 9)),sum(self.dead[l]*size[l] for l in ls)
             # what was zero stays so while the schedule rises; where steps were left out, a fall may not have been seen
-            yield ls,[k]*fell + [max(k, dead)]*(not fell or not every)
+            may = [k]*fell + [max(k, dead)]*(not fell or not every)
+            yield ls,size,[m for k in may for m in range(k - max(size.values()) + 1, k + 1)]
 
     def wrong(self, *args):
         "What is not as asked after an epoch"
-        for ls,may in self.asked(*args):
-            k = sum(int(self.told.groups(self.pruned(l)).all(1).sum()) for l in ls)
-            if k not in may: yield f'layers {ls}: {k} groups are pruned and not {may}'
+        for ls,size,may in self.asked(*args):
+            k = sum(int(self.told.groups(self.pruned(l)).all(1).sum())*size[l] for l in ls)
+            if k not in may: yield f'layers {ls}: {k} are pruned and not {may}'
         for n,m in self.layers.items():
             own = self.zero[n] if n in self.begins or self.told.granularity != 'weight' else torch.zeros_like(self.zero[n])
             if ((m.weight == 0) & ~self.pruned(n) & ~self.ever[n] & ~own).any(): yield f'layer {n}: zeros that nobody asked for'
@@ -275,7 +277,8 @@ class Soak(RuleBasedStateMachine):
     def check_best(self, witness, others, n_epoch):
         "What SaveModel leaves, and when EarlyStopping stops: they choose among the epochs at the final sparsity"
         n,losses = len(witness.models),[row[1] for row in self.learn.recorder.values]
-        settled = lambda t, e: len({t.due((i + 1)/n_epoch) for i in range(e, n_epoch)}) == 1
+        n_iter = len(self.learn.dls.train)
+        settled = lambda t, e: len({t.due(i/(n_epoch*n_iter)) for i in range((e + 1)*n_iter, n_epoch*n_iter + 1)}) == 1
         first = {w:next(e for e in range(n_epoch) if settled(w.told, e)) for w in witness.watches}
         start = max(first.values(), default=0)
         assert start < n

@@ -1,0 +1,90 @@
+"""AHEAD: what a fit would prune, epoch by epoch and layer by layer, before it is trained. A table as text, as HTML and as a DataFrame."""
+
+from __future__ import annotations
+from dataclasses import dataclass
+from html import escape
+
+__all__ = ['Plan', 'Line', 'remarks']
+
+@dataclass(frozen=True)
+class Line:
+    "One layer's part"
+    name:str      # As in `model.named_modules()`
+    index:int     # Its place in `model.modules()`
+    type:str      # Class name
+    groups:int    # What it is cut into: single weights, filters, ...
+    target:object # Percent, at the end
+    pruned:tuple  # Groups that are pruned at the end of each epoch; None: only training will tell
+    frozen:bool=False # Whether it does not train, and is left alone
+
+_cell = "{:<10}".format
+
+@dataclass(frozen=True)
+class Plan:
+    "What is due at the end of each epoch, and what that makes of each layer"
+    lines:tuple        # Of `Line`
+    due:tuple          # Text of the sparsity due at each epoch's end
+    pruned:tuple       # Groups (or weights, where the context counts those) pruned of all layers at each epoch's end
+    steps:int          # Optimizer steps of the fit
+    last_move:int      # The step at which the masks move last; 0: they don't
+    notes:tuple=()     # What is worth knowing, a sentence each
+    problems:tuple=()  # What can't be done as asked, a sentence each
+
+    @property
+    def recovery(self):
+        "Steps that are left after the last move, to recover from it"
+        return self.steps - self.last_move
+
+    def _epochs(self, n=8):
+        "The epochs to show: those at whose end something is different, thinned out to `n`, and the last"
+        new = [e for e in range(len(self.due)) if e == 0 or self.due[e] != self.due[e-1]]
+        if len(new) > n: new = [new[round(i*(len(new) - 1)/(n - 1))] for i in range(n)]
+        return new
+
+    def _rows(self):
+        es = self._epochs()
+        yield ['Layer', 'Type', 'Groups', 'Target', *(f'Epoch {e}' for e in es)]
+        yield ['due', '', '', '', *(f'{self.due[e]}%' for e in es)]
+        show = lambda k: 'by score' if k is None else f'{k:,}'
+        for l in self.lines: yield [f'Layer {l.index}', l.type, f'{l.groups:,}', 'frozen' if l.frozen else f'{l.target:g}%', *('' if l.frozen else show(l.pruned[e]) for e in es)]
+        yield ['Overall', 'all', f'{sum(l.groups for l in self.lines if not l.frozen):,}', '', *(show(self.pruned[e]) for e in es)]
+
+    def _said(self):
+        yield (f'{self.steps:,} steps; the masks move last at step {self.last_move:,}, and {self.recovery:,} are left to recover' if self.last_move
+               else f'{self.steps:,} steps; the masks do not move')
+        yield from self.notes
+        for p in self.problems: yield f'Can not be done: {p}'
+
+    def __str__(self):
+        head,due,*rows,foot = [''.join(f'{c:<{w}}' for c,w in zip(r, [20, 16, 11, 9, *[11]*len(r)])).rstrip() for r in self._rows()]
+        rule = '-'*max(80, *map(len, (head, *rows)))
+        return '\n'.join([rule, head, due, rule, *rows, rule, foot, *self._said()])
+    __repr__ = __str__
+
+    def _repr_html_(self):
+        head,*rows = [[escape(c) for c in r] for r in self._rows()]
+        tr = lambda cells, tag: '<tr>' + ''.join(f'<{tag} style="text-align:{"left" if i < 2 else "right"}">{c}</{tag}>' for i,c in enumerate(cells)) + '</tr>'
+        return f'<table><thead>{tr(head, "th")}</thead><tbody>{"".join(tr(r, "td") for r in rows)}</tbody></table>' + ''.join(f'<p>{escape(s)}</p>' for s in self._said())
+
+    def to_df(self):
+        "A DataFrame, a row a layer: name, index, type, groups, target (percent), frozen, and a column an epoch of what is pruned at its end"
+        import pandas as pd
+        return pd.DataFrame([dict(name=l.name, index=l.index, type=l.type, groups=l.groups, target=l.target, frozen=l.frozen, **{f'epoch_{e}':k for e,k in enumerate(l.pruned)}) for l in self.lines])
+
+def remarks(
+    lines,         # Of `Line`
+    steps:int,     # Of the fit
+    last_move:int, # The step of the last move
+    unselected=(), # (name, number of weights) of large weights that are not selected
+    whole=True     # Whether a layer all of whose groups are pruned has nothing left: not so with an N:M pattern
+):                 # Iterator of sentences
+    "What a table does not say at first sight"
+    live = [l for l in lines if not l.frozen]
+    names = lambda ls: ', '.join(l.name for l in ls)
+    if last_move and last_move == steps: yield 'The target is reached on the last step, which leaves none to recover: end_epoch= leaves some'
+    none  = [l for l in live if l.pruned and l.pruned[-1] == 0 and l.target > 0]
+    empty = [l for l in live if whole and l.pruned and l.pruned[-1] == l.groups]
+    if none: yield f"Nothing is pruned of {names(none)}: the target is less than one group of those"
+    if empty and len(empty) < len(live): yield f'Nothing is left of {names(empty)}'
+    if not live: yield 'None of the selected layers trains: nothing will be pruned'
+    if unselected: yield 'Not selected: ' + ', '.join(f'{n} ({p:,})' for n,p in unselected)
