@@ -13,16 +13,17 @@ from fastai.imports import noop # the one `no_logging` sets, and not fastcore's
 from fastai.torch_core import get_model, num_distrib, rank_distrib
 from fastcore.imports import in_notebook
 
+from .column import Column
 from .criteria import large_final
 from .layers import find, fitting
 from .optim import find_masters, slow_weights, state_of
 from .options import Options, check_round_to, check_whole
-from .plan import Line, Plan, remarks
+from .plan import Plan, make_plan
 from .report import sparsity_report
 from .schedules import agp, as_schedule, is_absolute
 from .sparsifier import Sparsifier
-from .targets import Target, as_lists, brackets, plain_numbers
-from .tickets import Snapshot
+from .targets import Target, as_lists, brackets, plain_numbers, snapped
+from .tickets import Rewinds, Snapshot
 from . import plots
 
 __all__ = ['SparsifyCallback']
@@ -70,9 +71,9 @@ class SparsifyCallback(Callback):
     "Train a sparse model: at each step as sparse as `schedule` says, at the end exactly as sparse as was asked"
     order,run_valid,remove_on_fetch,_only_train_loop = 55,False,True,True # after Recorder (50), before what writes its table (60)
     _stateattrs = ('sparsifier','_snapshot','_peers','data')              # what `learn.export` leaves behind
-    sparsifier = target = data = _snapshot = _due = _epoch_report = _learn = _column = _later = None
+    sparsifier = target = data = _snapshot = _due = _epoch_report = _learn = _later = None
     _fresh = _on = _announced = _warned = _moving = _moved = _closed = _stepping = _waited = False
-    _peers,_settled = (),0
+    _peers,_settled,_column = (),0,Column(None)
 
     def __init__(self,
         sparsity=None,            # Target in percent, 0 to 100: a number; a list, one a selected layer in model order; a dict of rules (see `layers`), which
@@ -122,13 +123,14 @@ class SparsifyCallback(Callback):
         check_whole('end_epoch', end_epoch, 1)
         if end_epoch is not None and start_epoch is not None and end_epoch <= start_epoch:
             raise ValueError(f"end_epoch={end_epoch} must come after start_epoch={start_epoch}")
-        for n,v in dict(lth=lth, reset_end=reset_end, save_tickets=save_tickets).items():
-            if v and rewind_epoch is None: raise ValueError(f"{n}={v!r} needs the weights of an epoch: rewind_epoch=None saves none")
+        self._rewinds = Rewinds(lth, rewind_epoch, reset_end, save_tickets)
         if model is not None and not isinstance(model, nn.Module): raise ValueError(f"model={model!r} must be an nn.Module, or None for the learner's")
+        if o.nm and target is not None: target = snapped(target, o.full)
         self.sparsity,self.start_sparsity,self.start_epoch,self.end_epoch = plain_numbers(target),plain_numbers(start_sparsity),start_epoch,end_epoch
         self.granularity,self.context,self.criteria,self.layer_type = granularity,context,o.criteria,o.layer_type
         self.layers,self.exclude,self.keep_zeros,self.data,self.round_to,self.verbose = select,exclude,keep_zeros,data,round_to,verbose
         self.lth,self.rewind_epoch,self.reset_end,self.save_tickets = lth,rewind_epoch,reset_end,save_tickets
+        o.data = None # it does not travel with `learn.export`
         self.sparse_model,self._rows = model,[] # not `model`: that would hide learn.model
         self._companions = [_BeforeAll(self._begin_fit), _BeforeClip(self._with_gradients), _AfterAll(self._end_fit)]
 
@@ -151,8 +153,6 @@ class SparsifyCallback(Callback):
     @property
     def _finding_lr(self): return hasattr(self.learn, 'lr_finder')
     @property
-    def _recorder(self): return getattr(self.learn, 'recorder', None)
-    @property
     def _quiet(self): return not self.verbose or self.learn.logger is noop or rank_distrib() > 0
 
     def _print(self, s):
@@ -161,7 +161,7 @@ class SparsifyCallback(Callback):
     def _begin_fit(self):
         "Start anew, whatever became of the last fit"
         if self._predicting: return
-        self._fresh,self._column = True,None
+        self._fresh,self._column = True,Column(getattr(self.learn, 'recorder', None))
         self._on = self._announced = self._warned = self._moved = self._waited = False
 
     def before_fit(self):
@@ -170,29 +170,17 @@ class SparsifyCallback(Callback):
         if sum(cb is self for cb in self.learn.cbs) > 1:
             self.learn.cbs.remove(self) # fastai takes away one more: the learner is left without, and works
             raise ValueError("This SparsifyCallback is in the learner twice: give it to Learner(cbs=) or to fit(cbs=), or make a second one")
-        if self._recorder is not None and not self._finding_lr and self._may_train(): self._add_column()
+        if not self._finding_lr and self._may_train(): self._column.claim()
 
     def _may_train(self):
         "Whether a layer that would be selected trains; no errors yet"
         found = [f for f in find(self._part, self.layer_type, self.layers, self.exclude) if f.module._parameters.get(f.attr) is not None]
         return any(f.weight.requires_grad for f,_ in fitting(found, self.granularity, self.options.nm)[0])
 
-    def _add_column(self):
-        "Of a second SparsifyCallback it is `sparsity_2`"
-        names = self._recorder.metric_names
-        self._column = next(n for i in range(1, len(names) + 2) if (n := f'sparsity_{i}' if i > 1 else 'sparsity') not in names)
-        names.insert(names.index('time') if 'time' in names else len(names), self._column)
-
-    def _keep_column(self):
-        "A validation amid the fit makes the Recorder forget it"
-        if self._column and self._column not in self._recorder.metric_names: self._add_column()
-
     def before_validate(self):
         "Give the column back if nothing was trained before: this is no fit"
         if self._on: self._settle()
-        if not self._fresh or not self._column: return
-        names = getattr(self._recorder, 'metric_names', [])
-        if self._column in names: names.remove(self._column) # another before_fit, of a validation, may have done so
+        if self._fresh: self._column.give_back()
 
     def before_epoch(self):
         if not self._predicting: self._on = False # on when it trains: skipped epochs don't
@@ -207,7 +195,7 @@ class SparsifyCallback(Callback):
         sp.masters = find_masters(self.learn.opt, self.learn.splitter, self._whole, [l.weight for l in sp.layers])
         sp.apply_masks()               # to weights that another callback has loaded,
         self._mask_state()             # and of zeros found at the start
-        self._keep_column()
+        self._column.keep()
         self._on,self._epoch_report = bool(sp.active),None
         if not self._on:
             if not self._warned: warnings.warn(f"SparsifyCallback does nothing for now: none of the {len(sp.layers)} selected layers trains (all are frozen)")
@@ -258,58 +246,37 @@ class SparsifyCallback(Callback):
 
     def _announce(self):
         n = len(self.learn.dls.train)
-        self.target = self._within(self.target, self.n_epoch, n)
-        self._settled = 0 if self.sparsity is None else self.target.last_move(n*self.n_epoch)
-        for word in ('lth', 'reset_end', 'save_tickets'):
-            if getattr(self, word) and self.epoch > self.rewind_epoch: raise ValueError(
-                f"{word}={getattr(self, word)!r} needs the weights of rewind_epoch={self.rewind_epoch}, and this fit begins at epoch {self.epoch}")
+        self.target = self._within(self.target, self.epoch, self.n_epoch, n)
+        self._settled = self.target.last_move(n*self.n_epoch)
+        self.sparsifier.counts(self.target.due(1.), self.round_to) # raises for what max_sparsity does not allow
         if self.save_tickets: self._ticket_path.parent.mkdir(parents=True, exist_ok=True) # now, and not after all the training
         if self.epoch: self.sparsifier.resume(self.target.due(self.epoch/self.n_epoch))
         if self.sparsity is None: self._print(f'Keeping the zeros of {self.options.said}: a sparsity of {brackets(self.sparsifier.sparsity)}%')
         else: self._print(f'Pruning of {self.options.said} until a sparsity of {brackets(self.target.sparsity)}%')
         self._announced = True
 
-    def _within(self, target, n_epoch, n_iter):
+    def _within(self, target, first, n_epoch, n_iter):
         "The target in the window of such a fit; raises ValueError for what does not fit into it"
         target = target.in_window(n_epoch, self.start_epoch, self.end_epoch)
-        if self.rewind_epoch is not None and self.rewind_epoch >= n_epoch:
-            raise ValueError(f"rewind_epoch={self.rewind_epoch} is beyond this fit of {n_epoch} epochs, 0 to {n_epoch-1}")
-        if self.lth: self._check_lth(target, n_epoch, n_iter)
+        self._rewinds.check(target, first, n_epoch, n_iter)
         return target
-
-    def _check_lth(self, target, n_epoch, n_iter):
-        at,n = self.rewind_epoch/n_epoch,n_iter*n_epoch
-        if at and target.due(at) != target.like(lambda s: self.start_sparsity):
-            raise ValueError(f"rewind_epoch={self.rewind_epoch} comes after pruning has begun: with lth=True it must come before")
-        moves = sum(target.due(i/n) != target.due((i+1)/n) for i in range(n))
-        if moves > 10: warnings.warn(f"lth=True rewinds each time the masks grow: {moves} times with schedule={self.schedule.__name__}. "
-                                     "A schedule of a few steps, such as iterative, leaves time to train between them")
 
     def plan(self,
         learn,       # The learner that is to be trained; nothing of it is changed
         n_epoch:int  # Epochs of the fit
     ) -> Plan:       # Prints as a table; `.to_df()`
         "What a fit of so many epochs would prune: what is due at each epoch's end, how much that is of each layer, and how many steps are left to recover"
-        model = _unwrap(learn.model) if self.sparse_model is None else _unwrap(self.sparse_model)
-        sp,n_iter,problems = self._make(model),len(learn.dls.train),[]
-        sp.refresh_frozen()
-        groups = learn.splitter(_unwrap(learn.model)) if learn.opt is None else learn.opt.param_lists
-        target = self._target(sp, groups)
+        whole,n_iter,problems = _unwrap(learn.model),len(learn.dls.train),[]
+        model = whole if self.sparse_model is None else _unwrap(self.sparse_model)
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter('always')
-            try: target = self._within(target, n_epoch, n_iter)
+            sp = self._make(model)
+            sp.refresh_frozen()
+            target = self._target(sp, learn.splitter(whole) if learn.opt is None else learn.opt.param_lists)
+            try: target = self._within(target, 0, n_epoch, n_iter)
             except ValueError as e: problems.append(str(e))
-        dues,ends = [target.due((e + 1)/n_epoch) for e in range(n_epoch)],[]
-        for due in dues:
-            try: ends.append(sp.counts(due, self.round_to))
-            except ValueError as e:
-                if str(e) not in problems: problems.append(str(e))
-                ends.append({})
-        final = {l:float(s) for l,s in sp.due(dues[-1]).items()}
-        lines = tuple(Line(l.name, l.index, type(l.module).__name__, l.n, final.get(l, 0.), tuple(end.get(l.name) for end in ends), l.frozen) for l in sp.layers)
-        last = 0 if self.sparsity is None else target.last_move(n_iter*n_epoch)
-        notes = [*[str(w.message) for w in warned], *remarks(lines, n_iter*n_epoch, last, sparsity_report(model, nn.Module, [l.name for l in sp.layers]).unselected, not self.options.nm)]
-        return Plan(lines, tuple(brackets(d) for d in dues), tuple(sp.total(d, self.round_to) if end else None for d,end in zip(dues, ends)), n_iter*n_epoch, last, tuple(notes), tuple(problems))
+        unselected = sparsity_report(model, nn.Module, [l.name for l in sp.layers]).unselected
+        return make_plan(sp, target, n_epoch, n_iter*n_epoch, self.round_to, unselected, [str(w.message) for w in warned], problems)
 
     # -- a step ------------------------------------------------------------------------------------------------------------------
 
@@ -321,19 +288,24 @@ class SparsifyCallback(Callback):
 
     def _move(self, pct, step):
         "Bring the masks to what is due"
-        due,sp = self.target.due(pct),self.sparsifier
+        due,sp,data = self.target.due(pct),self.sparsifier,None
         if due == self._due: return
-        if sp.is_deaf: return self._wait('a gradient')
-        data = None
-        if self.criteria.needs_data and self.data is None:
-            if (xb := getattr(self.learn, 'xb', None)) is None or xb[0] is None: return self._wait('a batch')
-            data = [(*xb, None)]
+        if (self.criteria.needs_grad or self.criteria.needs_data) and sp.grows(due):
+            if sp.is_deaf: return self._wait('a gradient')
+            if self.criteria.needs_data and self.data is None: data = self._batch
+            if data == []: return self._wait('a batch')
         self._due,grown = due,sp.sparsity
         if not sp.sparsify_model(due, self.round_to, data): return
         self._mask_state()
         self._moving,self._moved,grown = False,True,sp.sparsity > grown
         self._log_row(step, 'masks', sp.sparsity)
         if self.lth and grown: self._rewind_to_ticket()
+
+    @property
+    def _batch(self):
+        "The training batch at hand, to calibrate on"
+        xb = getattr(self.learn, 'xb', (None,))
+        return [] if xb[0] is None else [(*xb, None)]
 
     def _wait(self, what):
         if not self._waited: warnings.warn(f"The masks wait for {what}, by which criteria={self.criteria.__name__} scores: nothing more is pruned until there is one")
@@ -353,11 +325,12 @@ class SparsifyCallback(Callback):
         if not self._moving: return
         step = self.epoch*self.n_iter + min(self.iter + 1, self.n_iter) # a dataloader may give more than its length says
         pct = step/(self.n_epoch*self.n_iter)
-        if (due := self.target.due(pct)) != self._due and self.sparsifier.needs_grad_for(due): self._later = pct,step
+        due,sp = self.target.due(pct),self.sparsifier
+        if due != self._due and (sp.falls(due) or sp.awaits_grad(due)): self._later = pct,step
         else: self._move(pct, step)
 
     @property
-    def _wants_dense(self): return self.criteria.needs_grad or self._later is not None
+    def _wants_dense(self): return self.criteria.needs_grad and self.sparsity is not None or self._later is not None
 
     def after_backward(self):
         "Before GradientClip: the averages of pruned weights stay 0, and the norm counts what lives"
@@ -366,10 +339,10 @@ class SparsifyCallback(Callback):
     def _with_gradients(self):
         "The same a little later where gradients are wanted dense: to score by, or for what comes back to be chosen"
         if not self._on or not self._wants_dense: return
-        self.sparsifier.collect_grads()
-        if self._later is not None: self._move(*self._later)
-        self._later = None
-        self.sparsifier.mask_grads()
+        sp,later,self._later = self.sparsifier,self._later,None
+        sp.collect_grads()
+        if later: self._wait('a gradient') if sp.awaits_grad(self.target.due(later[0])) else self._move(*later)
+        sp.mask_grads()
 
     def before_step(self):
         "Remember that the weights are about to change"
@@ -395,11 +368,7 @@ class SparsifyCallback(Callback):
 
     def after_validate(self):
         "Put the measured sparsity in the table's row"
-        if not self._column or self._fresh or self._predicting: return
-        self._keep_column()
-        log,names = self._recorder.log,list(self._recorder.metric_names)
-        while len(log) < names.index(self._column): log.append(None) # an epoch cut short has fewer metrics
-        log.append(self._measure().sparsity)
+        if self._column.name and not self._fresh and not self._predicting: self._column.fill(self._measure().sparsity)
 
     def after_epoch(self):
         "Print the same number"
@@ -431,9 +400,9 @@ class SparsifyCallback(Callback):
         "Report on the model the user is left with"
         if self._predicting: return
         if self._announced:
-            self._keep_column()
+            self._column.keep()
             for cb in self._peers: cb._close() # what any of them rewinds is rewound before the first reports
-        announced,self._announced,self._fresh,self._column = self._announced,False,False,None
+        announced,self._announced,self._fresh,self._column = self._announced,False,False,Column(None)
         if not announced: return
         if self._in_force != (last := self.target.due(1.)) and self.sparsity is not None:
             warnings.warn(f"The fit ended before its schedule did: at {brackets(self._in_force)}%, and not at {brackets(last)}%")
@@ -479,8 +448,7 @@ class SparsifyCallback(Callback):
 
     @property
     def _ticket_path(self):
-        suffix = (self._column or '').removeprefix('sparsity') # of a second SparsifyCallback
-        return self.learn.path/self.learn.model_dir/f'winning_ticket{suffix}_{self.sparsifier.sparsity:.2f}.pth'
+        return self.learn.path/self.learn.model_dir/f'winning_ticket{self._column.suffix}_{self.sparsifier.sparsity:.2f}.pth'
 
     def _save_ticket(self):
         if rank_distrib(): return # one process writes

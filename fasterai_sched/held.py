@@ -24,7 +24,8 @@ class Held(Found):
         self.mask   = None  # which groups are kept, bool, the scores' shape; None: all
         self.keep   = None  # which weights are, bool, broadcasts to the weight: `mask` itself, but for blocks and N:M
         self.dead   = 0     # groups that `mask` prunes
-        self.most   = cut.n # groups that it may prune
+        self.most   = cut.n # groups that it may prune at most
+        self.limit  = 100   # and that in percent
         self.kept   = 0     # groups that were zero at the start: they stay so until the schedule falls
         self.first  = None  # those groups
         self.ref    = None  # what the criterion compares with
@@ -81,11 +82,14 @@ class Held(Found):
             raise ValueError(f"criteria={criteria.__name__} gives NaN for layer {self.name!r}: are its weights{' and gradients' if criteria.needs_grad else ''} finite?")
         return lowest_of_each(scores, self.dim[0] - 1, self.size) if self.cut.nm else (scores, None)
 
+    @property
+    def is_deaf(self):
+        "Whether it has had no gradient yet but zeros"
+        return self.heard is None or not self.heard.any()
+
     def _of_gradients(self):
-        if self.heard is None:
-            warnings.warn(f"Layer {self.name!r} has had no gradient, and the criterion scores by it: its weights go by position")
-            return torch.zeros(self.cut.shape, device=self.weight.device)
-        return self.cut.view(self.heard)
+        if self.is_deaf: warnings.warn(f"Layer {self.name!r} has had no gradient, and the criterion scores by it: its weights go by position")
+        return torch.zeros(self.cut.shape, device=self.weight.device) if self.heard is None else self.cut.view(self.heard)
 
     def grad_of_groups(self) -> Tensor|None: # The scores' shape; None where there is no gradient, or one that is not finite
         "How large the gradient of each group is now"

@@ -105,6 +105,6 @@ def lowest_of_each(
     k:int          # How many of each group go
 ) -> tuple[Tensor,Tensor]: # What the `k` lowest of each group add up to, `dim` 1; True at those
     "The lowest of each group, equal ones by position: the pattern of N:M, and what it costs"
-    value,order = scores.sort(dim, stable=True)
+    value,order = scores.sort(dim=dim, stable=True)
     low = torch.zeros_like(scores, dtype=torch.bool).scatter_(dim, order.narrow(dim, 0, k), True)
     return value.narrow(dim, 0, k).sum(dim, keepdim=True),low

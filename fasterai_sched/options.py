@@ -69,7 +69,9 @@ class Options:
     @property
     def full(self):
         "The sparsity at which all is pruned that may be, in percent: that of an N:M pattern, else 100"
-        return 100*(self.nm[1] - self.nm[0])/self.nm[1] if self.nm else 100
+        if not self.nm: return 100
+        n,m = self.nm
+        return 100*(m - n)//m if 100*(m - n) % m == 0 else 100*(m - n)/m
 
     @property
     def said(self):

@@ -4,7 +4,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from html import escape
 
-__all__ = ['Plan', 'Line', 'remarks']
+__all__ = ['Plan', 'Line', 'make_plan']
 
 @dataclass(frozen=True)
 class Line:
@@ -13,7 +13,7 @@ class Line:
     index:int     # Its place in `model.modules()`
     type:str      # Class name
     groups:int    # What it is cut into: single weights, filters, ...
-    target:object # Percent, at the end
+    target:object # Percent, at the end; None where layers share one
     pruned:tuple  # Groups that are pruned at the end of each epoch; None: only training will tell
     frozen:bool=False # Whether it does not train, and is left alone
 
@@ -24,11 +24,12 @@ class Plan:
     "What is due at the end of each epoch, and what that makes of each layer"
     lines:tuple        # Of `Line`
     due:tuple          # Text of the sparsity due at each epoch's end
-    pruned:tuple       # Groups (or weights, where the context counts those) pruned of all layers at each epoch's end
+    pruned:tuple       # What is pruned of all layers at each epoch's end, in `unit`
     steps:int          # Optimizer steps of the fit
     last_move:int      # The step at which the masks move last; 0: they don't
     notes:tuple=()     # What is worth knowing, a sentence each
     problems:tuple=()  # What can't be done as asked, a sentence each
+    unit:str='groups'  # 'groups', or 'weights' where the context counts those and only training will tell how many of each layer
 
     @property
     def recovery(self):
@@ -36,7 +37,7 @@ class Plan:
         return self.steps - self.last_move
 
     def _epochs(self, n=8):
-        "The epochs to show: those at whose end something is different, thinned out to `n`, and the last"
+        "The epochs to show: those at whose end something else is due, thinned out to `n`"
         new = [e for e in range(len(self.due)) if e == 0 or self.due[e] != self.due[e-1]]
         if len(new) > n: new = [new[round(i*(len(new) - 1)/(n - 1))] for i in range(n)]
         return new
@@ -46,8 +47,8 @@ class Plan:
         yield ['Layer', 'Type', 'Groups', 'Target', *(f'Epoch {e}' for e in es)]
         yield ['due', '', '', '', *(f'{self.due[e]}%' for e in es)]
         show = lambda k: 'by score' if k is None else f'{k:,}'
-        for l in self.lines: yield [f'Layer {l.index}', l.type, f'{l.groups:,}', 'frozen' if l.frozen else f'{l.target:g}%', *('' if l.frozen else show(l.pruned[e]) for e in es)]
-        yield ['Overall', 'all', f'{sum(l.groups for l in self.lines if not l.frozen):,}', '', *(show(self.pruned[e]) for e in es)]
+        for l in self.lines: yield [f'Layer {l.index}', l.type, f'{l.groups:,}', 'frozen' if l.frozen else '' if l.target is None else f'{l.target:g}%', *('' if l.frozen else show(l.pruned[e]) for e in es)]
+        yield ['Overall', 'all' if self.unit == 'groups' else 'weights', f'{sum(l.groups for l in self.lines if not l.frozen):,}', '', *(show(self.pruned[e]) for e in es)]
 
     def _said(self):
         yield (f'{self.steps:,} steps; the masks move last at step {self.last_move:,}, and {self.recovery:,} are left to recover' if self.last_move
@@ -71,20 +72,36 @@ class Plan:
         import pandas as pd
         return pd.DataFrame([dict(name=l.name, index=l.index, type=l.type, groups=l.groups, target=l.target, frozen=l.frozen, **{f'epoch_{e}':k for e,k in enumerate(l.pruned)}) for l in self.lines])
 
-def remarks(
-    lines,         # Of `Line`
-    steps:int,     # Of the fit
-    last_move:int, # The step of the last move
-    unselected=(), # (name, number of weights) of large weights that are not selected
-    whole=True     # Whether a layer all of whose groups are pruned has nothing left: not so with an N:M pattern
-):                 # Iterator of sentences
-    "What a table does not say at first sight"
+def make_plan(
+    sparsifier,      # `Sparsifier` of the model; it is asked, and prunes nothing
+    target,          # `Target` in the fit's window
+    n_epoch:int,     # Epochs of the fit
+    steps:int,       # Its optimizer steps
+    round_to=None,   # As for `Sparsifier.sparsify_model`
+    unselected=(),   # (name, number of weights) of large weights that are not selected
+    notes=(),        # Sentences that are known already
+    problems=()      # and problems
+) -> Plan:
+    "The plan of a fit"
+    context = sparsifier.options.budget
+    by_score = context.by_score
+    dues,ends,totals,refused = [target.due((e + 1)/n_epoch) for e in range(n_epoch)],[],[],[]
+    for due in dues:
+        try: ends.append(sparsifier.counts(due, round_to)); totals.append(sparsifier.total(due, round_to) if by_score else sum(ends[-1].values()))
+        except ValueError as e: ends.append({}); totals.append(None); refused.append(str(e))
+    final = {} if context.together else {l:float(s) for l,s in sparsifier.due(dues[-1]).items()}
+    lines = tuple(Line(l.name, l.index, type(l.module).__name__, l.n, final.get(l, None if context.together else 0.), tuple(end.get(l.name) for end in ends), l.frozen) for l in sparsifier.layers)
+    last  = target.last_move(steps)
+    notes = *notes,*_remarks(lines, steps, last, not sparsifier.options.nm),*(['Not selected: ' + ', '.join(f'{n} ({p:,})' for n,p in unselected)] if unselected else [])
+    return Plan(lines, tuple(map(target.shown, dues)), tuple(totals), steps, last, notes, (*problems, *refused[-1:]), 'weights' if by_score and not context.in_groups else 'groups')
+
+def _remarks(lines, steps, last_move, whole):
+    "What a table does not say at first sight; `whole`: a layer all of whose groups are pruned has nothing left"
     live = [l for l in lines if not l.frozen]
     names = lambda ls: ', '.join(l.name for l in ls)
     if last_move and last_move == steps: yield 'The target is reached on the last step, which leaves none to recover: end_epoch= leaves some'
-    none  = [l for l in live if l.pruned and l.pruned[-1] == 0 and l.target > 0]
+    none  = [l for l in live if l.pruned and l.pruned[-1] == 0 and (any(o.pruned[-1] for o in live) if l.target is None else l.target)]
     empty = [l for l in live if whole and l.pruned and l.pruned[-1] == l.groups]
-    if none: yield f"Nothing is pruned of {names(none)}: the target is less than one group of those"
+    if none: yield f"Nothing is pruned of {names(none)}" + (': the target is less than one group of those' if none[0].target else '')
     if empty and len(empty) < len(live): yield f'Nothing is left of {names(empty)}'
     if not live: yield 'None of the selected layers trains: nothing will be pruned'
-    if unselected: yield 'Not selected: ' + ', '.join(f'{n} ({p:,})' for n,p in unselected)

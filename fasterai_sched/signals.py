@@ -49,11 +49,11 @@ def undisturbed(
 def _as_found(data):
     "Whatever iterating `data` changes of it (a DataLoader's order is drawn) is changed back"
     was = dict(vars(data)) if hasattr(data, '__dict__') else {}
-    state = data.generator.get_state() if isinstance(getattr(data, 'generator', None), torch.Generator) else None
-    try: yield data
+    drawn = [(v.setstate, v.getstate()) for v in was.values() if isinstance(v, random.Random)] + [(v.set_state, v.get_state()) for v in was.values() if isinstance(v, torch.Generator)]
+    try: yield
     finally:
         if was: vars(data).update(was)
-        if state is not None: data.generator.set_state(state)
+        for put,state in drawn: put(state)
 
 def as_batches(
     data # One tensor, or batches: tensors, tuples whose last is the target and is left out, dicts of the model's arguments

@@ -8,15 +8,15 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from .budgets import allot, pool
 from .channels import batch_norms
 from .criteria import large_final
 from .granularity import is_nm
 from .held import Held
 from .layers import select, value_of_each
-from .masks import keep_masks, n_pruned, round_kept
+from .masks import n_pruned
+from .moves import Budget
 from .options import Options, check_percent, check_round_to
-from .report import n_zeros, sparsity_report
+from .report import sparsity_report
 from .signals import Inputs, of_channels
 
 __all__ = ['Sparsifier']
@@ -49,8 +49,7 @@ class Sparsifier:
         found,self.left_out = select(model, o.layer_type, layers, exclude, granularity, o.nm)
         self.layers    = [Held(f, cut) for f,cut in found]
         self.masters   = {} # id of a parameter -> the optimizer's own copy of it, where it steps one (fp32 masters)
-        self._asked    = {} # layer name, or None for all of them -> (percent, pruned then, round_to) asked last
-        self._emptied  = set()
+        self._budgets  = {} # layer name, or None for all that train -> `Budget`
         if self.left_out: warnings.warn(f"Left dense, as granularity={o.said!r} does not fit: {'; '.join(f'{n} ({why})' for n,why in self.left_out.items())}")
         self._find_limits()
         self._find_what_follows()
@@ -65,7 +64,7 @@ class Sparsifier:
         each = value_of_each(o.max_sparsity, self.layers, 'max_sparsity') if isinstance(o.max_sparsity, dict) else {}
         for l in self.layers:
             l.limit = min(each.get(l.name, o.full if o.max_sparsity is None or each else o.max_sparsity), o.full)
-            l.most  = n_pruned(self._of_groups(l.limit), l.n)
+            l.most  = n_pruned(100*l.limit/o.full, l.n)
         if self.criteria.scale is None: return
         named = {id(l.module):l for l in self.layers} | {l.name:l for l in self.layers}
         for k,v in self.criteria.scale.items():
@@ -94,7 +93,7 @@ class Sparsifier:
         for l in changed:
             l.frozen = not l.frozen
             if not l.frozen: self._adopt_zeros(l)
-        if changed: self._asked.clear()
+        if changed: self._budgets.clear()
         return changed
 
     @property
@@ -132,13 +131,17 @@ class Sparsifier:
         if self.sync is not None: inputs.reduce(self.sync)
         for l,f in inputs.factors().items(): l.inputs = f
 
-    def needs_grad_for(self,
-        sparsity # As for `sparsify_model`
-    ) -> bool:
-        "Whether gradients should come first: to score by, where there were none yet, or to choose what comes back"
-        asked = self._due_of(sparsity)
-        if any(last and s < last[0] for last,s in ((self._asked.get(k), s) for k,_,s in asked)): return True
-        return self.criteria.needs_grad and any(self._grows(*a) for a in asked) and any(l.heard is None or not l.heard.any() for _,ls,_ in asked for l in ls)
+    def grows(self, sparsity):
+        "Whether such a sparsity, as for `sparsify_model`, prunes more than is pruned"
+        return any(b.grows(s) for b,s in self._asked(sparsity))
+
+    def falls(self, sparsity):
+        "Whether such a sparsity, as for `sparsify_model`, is lower than the last: what comes back is chosen by the gradients, if there are some"
+        return any(b.falls(s) for b,s in self._asked(sparsity))
+
+    def awaits_grad(self, sparsity):
+        "Whether such a sparsity, as for `sparsify_model`, prunes more, by gradients, and a layer had none yet but zeros"
+        return self.criteria.needs_grad and any(b.grows(s) and any(l.is_deaf for l in b.layers) for b,s in self._asked(sparsity))
 
     # -- how many, and which -----------------------------------------------------------------------------------------------------
 
@@ -162,11 +165,16 @@ class Sparsifier:
             if s > self.options.full + 1e-6: raise ValueError(f"{name}={s!r} is above what an N:M pattern of {self.options.nm} prunes, {self.options.full:g}%")
         return due
 
-    def _due_of(self, sparsity):
-        "[(key in `_asked`, layers, percent)]: a budget each"
+    def _asked(self, sparsity):
+        "[(`Budget`, percent)]"
         due = {l:s for l,s in self.due(sparsity).items() if not l.frozen}
         if not due: return []
-        return [(None, list(due), next(iter(due.values())))] if self.options.budget.together else [(l.name, [l], s) for l,s in due.items()]
+        if self.options.budget.together: return [(self._budget(None, list(due)), next(iter(due.values())))]
+        return [(self._budget(l.name, [l]), s) for l,s in due.items()]
+
+    def _budget(self, key, layers):
+        if key not in self._budgets: self._budgets[key] = Budget(layers, self.options, key is not None)
+        return self._budgets[key]
 
     def check_criteria(self):
         "Score every layer once, for nothing: ValueError now rather than in the midst of training"
@@ -179,88 +187,13 @@ class Sparsifier:
                 except Exception as e: raise ValueError(f"criteria={c.__name__} fails for layer {l.name!r}: {type(e).__name__}: {e}") from e
         self.generator.set_state(state)
 
-    def _of_groups(self, s):
-        "The share of groups at a sparsity, in percent: of an N:M pattern all of them are done at its own"
-        return 100*s/self.options.full if self.options.nm else s
-
-    def _in_groups(self, key): return key is not None or self.options.budget.in_groups
-    def _pruned(self, key, layers, what='dead'): return sum(getattr(l, what)*(1 if self._in_groups(key) else l.size) for l in layers)
-
-    def _budget(self, key, layers, s, round_to):
-        "How many to prune of `layers`: groups, or weights where the context counts those"
-        unit = 'n' if self._in_groups(key) else 'numel'
-        n = sum(getattr(l, unit) for l in layers)
-        k = n_pruned(self._of_groups(s) if self._in_groups(key) else s, n)
-        if round_to and key is not None: k = round_kept(k, n, round_to)
-        if key is None and self.options.max_sparsity is not None:
-            top = sum(l.limit*getattr(l, unit) for l in layers)/n
-            if s > top + 1e-9: raise ValueError(f"sparsity={s!r} can't be reached with max_sparsity={self.options.max_sparsity!r}: {top:g}% is the most")
-            k = min(k, sum(max(l.most, l.dead)*(1 if self._in_groups(key) else l.size) for l in layers))
-        return max(k, self._pruned(key, layers, 'kept'))
-
-    def _grows(self, key, layers, s): return self._budget(key, layers, s, None) > self._pruned(key, layers)
-
-    def _sparsify(self, key, layers, s, round_to):
-        "Bring `layers`, as one budget, to `s` percent; whether their masks moved"
-        last,dead = self._asked.get(key),self._pruned(key, layers)
-        # what was zero before stays so until the schedule itself falls
-        if last and s < last[0] and not self.keep_zeros:
-            for l in layers: l.kept = 0
-        k,counts = self._budget(key, layers, s, round_to),[l.dead for l in layers]
-        if k != dead and last != (s, dead, round_to):
-            masks,lows = self._grown(key, layers, k, round_to) if k > dead else self._shrunk(key, layers, k, round_to)
-            for l,keep,low in zip(layers, masks, lows): l.set_mask(keep, low)
-        self._asked[key] = s,self._pruned(key, layers),round_to
-        self._zero(layers)
-        if counts == [l.dead for l in layers]: return False
-        if self.criteria.needs_update:
-            for l in layers: l.ref = l.weight.detach().clone()
-        if key is None: self._warn_of_empty(layers)
-        return True
-
-    def _grown(self, key, layers, k, round_to):
-        "What each layer keeps with `k` pruned, and of an N:M pattern which weights go"
-        scores,lows = zip(*[l.scores(self.criteria, self.generator) for l in layers])
-        masks = self._shared(key, layers, scores, [l.mask for l in layers], k)
-        if round_to and key is None: # each layer from where it was: rounding keeps the highest of what would have gone
-            masks = [keep_masks([sc], [l.mask], max(round_kept(n_zeros(m), l.n, round_to), l.dead))[0] for l,m,sc in zip(layers, masks, scores)]
-        return masks,lows
-
-    def _shrunk(self, key, layers, k, round_to):
-        "The same with fewer pruned: groups come back, those with the largest gradient first, but not those that are to be kept"
-        scores = [torch.zeros([1 if d in l.dim else n for d,n in enumerate(l.cut.shape, 1)], device=l.weight.device) for l in layers]
-        back = [l.grad_of_groups() for l in layers]
-        if any(b is None for b in back): back = scores
-        kept  = [l.first if l.kept else None for l in layers]
-        masks = [l.mask if f is None else l.mask | f for l,f in zip(layers, kept)]
-        out = self._shared(key, layers, scores, masks, k, back)
-        if round_to and key is None:
-            ks  = [max(round_kept(n_zeros(m) + l.kept, l.n, round_to), l.kept) - l.kept for l,m in zip(layers, out)]
-            out = [keep_masks([sc], [m], k, [b])[0] for sc,m,k,b in zip(scores, masks, ks, back)]
-        return [m if f is None else m & ~f for m,f in zip(out, kept)],[None]*len(layers)
-
-    def _shared(self, key, layers, scores, masks, k, back=None):
-        "Masks with `k` pruned in all, as the context has it; with `back`, of what is not to be kept"
-        context,kept = self.options.budget,[0 if back is None else l.kept for l in layers]
-        if key is not None: return keep_masks(scores, masks, k - sum(kept), back)
-        if context.by_score:
-            less = self._pruned(key, layers, 'kept') if back else 0
-            most = [max(l.most, l.dead) if back is None else l.n for l in layers]
-            return pool(context if back is None else replace(context, rescale=None), scores, masks, [l.size for l in layers], most, k - less, back)
-        ks = self._allotted(layers, k, [(l.dead, max(l.most, l.dead)) if back is None else (l.kept, l.dead) for l in layers])
-        return [keep_masks([sc], [m], n - o, None if back is None else [back[i]])[0] for i,(sc,m,n,o) in enumerate(zip(scores, masks, ks, kept))]
-
-    def _allotted(self, layers, total, bounds):
-        "Groups of each layer, by the densities of the context"
-        each = [float(self.options.budget.density(tuple(l.weight.shape))) for l in layers]
-        if min(each) <= 0: raise ValueError(f"context={self.context!r} gives a density of {min(each):g}: each must be above 0")
-        return allot(each, [l.numel for l in layers], [l.size for l in layers], *zip(*bounds), total)
-
-    def _warn_of_empty(self, layers):
-        empty = [l.name for l in layers if l.dead == l.n and not self.options.nm and l.name not in self._emptied]
-        if not empty or all(l.dead == l.n for l in layers): return
-        self._emptied.update(empty)
-        warnings.warn(f"Nothing is left of {', '.join(empty)}: context={self.context!r} gives them no weight. max_sparsity=99, say, keeps some of each layer")
+    def _bring(self, budget, s, round_to):
+        "Move the masks of a budget; whether they moved"
+        moved = budget.move(s, round_to, self.generator)
+        self._zero(budget.layers)
+        if moved and self.criteria.needs_update:
+            for l in budget.layers: l.ref = l.weight.detach().clone()
+        return moved
 
     def sparsify_model(self,
         sparsity,          # Percent, 0 to 100: one number, a list (one a selected layer, in model order) or a dict of layer names
@@ -270,14 +203,14 @@ class Sparsifier:
         """Prune to `floor(sparsity/100*groups)`, in each layer or in all; a lower sparsity than the last brings weights back, at 0: those with the largest gradient,
         where there are gradients that were not masked yet, else the last by position"""
         check_round_to(round_to)
-        asked = self._due_of(sparsity)
+        asked = self._asked(sparsity)
         self._listen(asked, data)
-        return any([self._sparsify(*a, round_to) for a in asked])
+        return any([self._bring(b, s, round_to) for b,s in asked])
 
     def _listen(self, asked, data):
         "Calibrate, if masks are to grow by what comes into the layers; raises ValueError where they can't for want of batches or gradients"
         c,data = self.criteria,self.options.data if data is None else data
-        if not (c.needs_data or c.needs_grad) or not any(self._grows(*a) for a in asked): return
+        if not (c.needs_data or c.needs_grad) or not any(b.grows(s) for b,s in asked): return
         if self.is_deaf:
             raise ValueError(f"criteria={c.__name__} scores by gradients, and has had none: call collect_grads() after loss.backward()")
         if not c.needs_data or not self.options.recalibrate and all(l.inputs is not None for l in self.active): return
@@ -290,29 +223,20 @@ class Sparsifier:
     ) -> dict:            # {layer name: groups}; None for a layer of which only scores will tell; layers that do not train are left out
         "How many groups of each layer such a sparsity prunes, with nothing pruned so far but the zeros it started with"
         check_round_to(round_to)
-        out = {}
-        for key,layers,s in self._due_of(sparsity):
-            k = self._budget(key, layers, s, round_to)
-            if key is not None: ks = [k]
-            elif self.options.budget.by_score: ks = [None]*len(layers)
-            else:
-                ks = self._allotted(layers, k, [(l.kept, max(l.most, l.kept)) for l in layers])
-                if round_to: ks = [max(round_kept(x, l.n, round_to), l.kept) for l,x in zip(layers, ks)]
-            out.update((l.name, x) for l,x in zip(layers, ks))
-        return out
+        return {l.name:k for b,s in self._asked(sparsity) for l,k in zip(b.layers, b.counts(s, round_to))}
 
     def total(self,
         sparsity,         # As for `sparsify_model`
         round_to:int=None # As for `sparsify_model`
     ) -> int:
         "How many groups of all layers together such a sparsity prunes; or weights, where the context counts those"
-        return sum(self._budget(*asked, round_to) for asked in self._due_of(sparsity))
+        return sum(b.wanted(s, round_to) for b,s in self._asked(sparsity))
 
     def resume(self,
         sparsity # Percent, a list or a dict, as for `sparsify_model`
     ):
         "Take `sparsity` for what was asked last, changing nothing: if the next is lower, weights come back"
-        self._asked = {k:(s, None, None) for k,_,s in self._due_of(sparsity)}
+        for b,s in self._asked(sparsity): b.asked = s,None,None
 
     def sparsify_layer(self,
         m,                 # A selected layer, or its name (of a layer of several weights, one's: 'rnn.weight_hh_l0')
@@ -325,8 +249,9 @@ class Sparsifier:
         l = next((l for l in self.layers if l.module is m or l.name == m), None)
         if l is None: raise ValueError(f"{m if isinstance(m, str) else type(m).__name__} is not a selected layer; "
                                        f"these are: {[l.name for l in self.layers]}")
-        self._listen([(l.name, [l], sparsity)], None)
-        return self._sparsify(l.name, [l], sparsity, round_to)
+        budget = self._budget(l.name, [l])
+        self._listen([(budget, sparsity)], None)
+        return self._bring(budget, sparsity, round_to)
 
     # -- keeping it so -----------------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from .layers import check_rules, value_of_each
 from .options import check_percent
 from .schedules import check_schedule, is_absolute, windowed
 
-__all__ = ['Target', 'as_lists', 'brackets', 'check_target', 'plain_numbers']
+__all__ = ['Target', 'as_lists', 'brackets', 'check_target', 'plain_numbers', 'snapped']
 
 def check_target(name, value):
     "ValueError unless `value` is a percentage; 0.9 was probably meant to be 90"
@@ -30,6 +30,12 @@ def plain_numbers(x):
     if isinstance(x, dict): return {k:plain_numbers(v) for k,v in x.items()}
     if isinstance(x, (list, tuple)): return [plain_numbers(v) for v in x]
     return x if x is None else int(x) if isinstance(x, Integral) else float(x)
+
+def snapped(x, to):
+    "A target all of whose values are about `to`, exactly there: 66.67 for 1:3"
+    if isinstance(x, dict): return {k:snapped(v, to) for k,v in x.items()}
+    if isinstance(x, (list, tuple)): return [snapped(v, to) for v in x]
+    return slice(to, to) if isinstance(x, slice) else x if x == to else to
 
 def _values(x):
     if isinstance(x, slice): return [x.start, x.stop]
@@ -102,6 +108,10 @@ class Target:
         "`f` of the percentage, or of each of the list or dict, that `sparsity` is"
         x = self.sparsity
         return {k:f(v) for k,v in x.items()} if isinstance(x, dict) else [f(v) for v in x] if isinstance(x, (list, tuple)) else f(x)
+
+    def shown(self, due):
+        "Percentages in the form of the printed lines"
+        return brackets(due)
 
     def of_each(self,
         by_name # {layer name: x}, in model order

@@ -1,11 +1,44 @@
 """BACK: the weights of a moment, and the way back to them. Lottery tickets (Frankle and Carbin 2018) are those weights under later masks."""
 
 from __future__ import annotations
+import warnings
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ['Snapshot']
+__all__ = ['Rewinds', 'Snapshot']
+
+class Rewinds:
+    "When the weights go back, and to which"
+    def __init__(self,
+        lth:bool,         # Each time the masks grow
+        epoch:int|None,   # To those before the first batch of this epoch; None: to none
+        reset_end:bool,   # Once, after the fit
+        save_tickets:bool # Whether a ticket is written at each time, and after the fit
+    ):
+        self.lth,self.epoch = lth,epoch
+        self.words = {n:v for n,v in dict(lth=lth, reset_end=reset_end, save_tickets=save_tickets).items() if v}
+        for n,v in self.words.items():
+            if epoch is None: raise ValueError(f"{n}={v!r} needs the weights of an epoch: rewind_epoch=None saves none")
+
+    def check(self,
+        target,      # `Target` in the fit's window
+        first:int,   # The epoch it begins at
+        n_epoch:int, # How many it has
+        n_iter:int   # and steps in each
+    ):
+        "ValueError for what a fit can't do; a warning for a schedule that would rewind too often"
+        if self.epoch is None: return
+        for n,v in self.words.items():
+            if first > self.epoch: raise ValueError(f"{n}={v!r} needs the weights of rewind_epoch={self.epoch}, and this fit begins at epoch {first}")
+        if self.epoch >= n_epoch: raise ValueError(f"rewind_epoch={self.epoch} is beyond this fit of {n_epoch} epochs, 0 to {n_epoch-1}")
+        if not self.lth: return
+        at,n = self.epoch/n_epoch,n_iter*n_epoch
+        if at and target.due(at) != target.like(lambda s: target.start):
+            raise ValueError(f"rewind_epoch={self.epoch} comes after pruning has begun: with lth=True it must come before")
+        moves = sum(target.due(i/n) != target.due((i+1)/n) for i in range(n))
+        if moves > 10: warnings.warn(f"lth=True rewinds each time the masks grow: {moves} times with schedule={target.schedule.__name__}. "
+                                     "A schedule of a few steps, such as iterative, leaves time to train between them")
 
 class Snapshot:
     "A model's `state_dict` as it is now, on the CPU"

@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from world import COLUMNS, Row, World, bare, selected, zeros
 
-from fasterai_sched import Granularities, SparsifyCallback, iterative, one_shot
+from fasterai_sched import Granularities, Schedule, SparsifyCallback, iterative, one_shot, sched_oneshot
 
 # -- what rows are made of ---------------------------------------------------------------------------------------------------------
 
@@ -362,6 +362,19 @@ ROWS = [
         ('a dict of layers', fit, dict(kwargs=dict(sparsity={'3':70, '0':20}))),
         ('two learners share schedule and criterion', two_learners),
         ('the same instance twice: an error', given_twice, broken)),
+    *rows('What is pruned',
+        ('criteria=taylor', fit, dict(kwargs=dict(criteria='taylor'))),
+        ('criteria=taylor, pruned at the first gradient', fit, dict(kwargs=dict(criteria='taylor', schedule=Schedule(sched_oneshot)))),
+        ('criteria=movement_pruning', fit, dict(kwargs=dict(criteria='movement_pruning'))),
+        ('criteria=movement_pruning with GradientAccumulation and GradientClip', fit_with(partial(GradientAccumulation, 20), GradientClip), dict(kwargs=dict(criteria='movement_pruning'))),
+        ('criteria=wanda', fit, dict(kwargs=dict(criteria='wanda'))),
+        ('criteria=wanda, calibrated once on batches of its own', lambda t: t.fit(cb=t.new(data=t.learn.dls.train, recalibrate=False)), dict(kwargs=dict(criteria='wanda'))),
+        ('context=uniform', fit, dict(kwargs=dict(context='uniform'))),
+        ('context=erk', fit, dict(kwargs=dict(context='erk'))),
+        ('context=lamp, with max_sparsity', fit, dict(kwargs=dict(context='lamp', max_sparsity=70))),
+        ('N:M', fit, dict(kwargs=dict(nm=(1, 2), sparsity=50))),
+        ('a schedule that falls and rises', fit, dict(kwargs=dict(schedule='cyclic'))),
+        ('phases, dense and sparse', fit, dict(kwargs=dict(schedule='ac_dc')))),
     *rows('Not training',
         ('validate', attached(lambda t: t.learn.validate())),
         ('get_preds', attached(lambda t: t.learn.get_preds())),

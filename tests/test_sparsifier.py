@@ -87,6 +87,34 @@ def test_zeros_are_the_floor_and_the_lowest_whatever_the_criterion(t, g, context
                 assert not (a & ~b).any(), name
                 if (b & ~a).any() and a.any(): assert s[b & ~a].max() <= s[a].min(), name
 
+signed = [n for n,c in criterias.items() if not c.needs_rng and (n.startswith('small') or 'increase' in n or n == 'movement_pruning')]
+
+def test_there_are_six_signed_criteria_and_random_ones_may_be_the_seventh(): assert len(signed) == 6 and criterias['random'].needs_rng
+
+@pytest.mark.parametrize('name', [*signed, 'minus random'])
+def test_signed_scores_of_layers_of_two_scales_are_one_order(name):
+    "What a sort of both layers' scores, written out here, would prune"
+    by_hand = dict(small_final=lambda w, r, g: -w.abs(), small_init=lambda w, r, g: -r.abs(), small_init_small_final=lambda w, r, g: -torch.max(w.abs(), r.abs()),
+                   magnitude_increase=lambda w, r, g: w.abs() - r.abs(), updating_magnitude_increase=lambda w, r, g: w.abs() - r.abs(), movement_pruning=lambda w, r, g: -w*g)
+    by_hand['minus random'] = lambda w, r, g: g
+    g = torch.Generator().manual_seed(5)
+    grads = []
+    c = Criteria(lambda w, gen: next(draws), needs_rng=True) if name == 'minus random' else name
+    sp = sparsifier(nn.Linear(20, 10), nn.Linear(10, 15), context='global', criteria=c)
+    for l,scale in zip(sp.layers, (1, 100)): # the references, and then the weights
+        l.ref = torch.randn(l.weight.shape, generator=g)*scale
+        l.weight.data = torch.randn(l.weight.shape, generator=g)*scale
+        l.weight.grad = torch.randn(l.weight.shape, generator=g)*scale
+        grads.append(l.weight.grad.clone())
+    draws = iter(grads)
+    sp.collect_grads()
+    scores = torch.cat([by_hand[name](l.weight.detach(), l.ref, x).flatten() for l,x in zip(sp.layers, grads)])
+    assert (scores < 0).any()
+    sp.sparsify_model(40)
+    expected = torch.zeros(350, dtype=torch.bool)
+    expected[scores.argsort(stable=True)[:140]] = True
+    assert torch.equal(torch.cat([(torch.zeros_like(l.weight) == 1 if l.mask is None else ~l.mask).flatten() for l in sp.layers]), expected)
+
 @pytest.mark.parametrize('context', contexts)
 @pytest.mark.parametrize('t,g', table)
 def test_ties_are_broken_by_position_and_counts_stay_exact(t, g, context):

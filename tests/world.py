@@ -95,7 +95,7 @@ class Witness(Callback):
             now = zeros(ws)
             if cb.sparsity is None: asked = {n:self.found[cb].get(n, 0) for n in ws}
             else: asked = {n: max(self.world.floor(cb, n, (self.epoch + 1)/self.n_epoch, w), self.found[cb].get(n, 0)) for n,w in ws.items()}
-            if cb.context == 'global': now,asked = sum(now.values()),max(self.world.floor(cb, None, (self.epoch + 1)/self.n_epoch, *ws.values()), sum(self.found[cb].values()))
+            if cb.context != 'local': now,asked = sum(now.values()),max(self.world.floor(cb, None, (self.epoch + 1)/self.n_epoch, *ws.values()), sum(self.found[cb].values()))
             self.world.expect('numbers', asked == now, f'epoch {self.epoch}: asked {asked}, applied {now}')
             share = 100*sum(zeros(ws).values())/sum(w.numel() for w in ws.values())
             column = f'sparsity_{i+1}' if i else 'sparsity'

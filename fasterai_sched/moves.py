@@ -1,0 +1,129 @@
+"""MOVED: layers that share one sparsity, from the masks they have to the masks that are due."""
+
+from __future__ import annotations
+from dataclasses import replace
+import warnings
+
+import torch
+
+from .budgets import allot, pool
+from .held import Held
+from .masks import keep_masks, n_pruned, round_kept
+from .options import Options
+from .report import n_zeros
+
+__all__ = ['Budget']
+
+class Budget:
+    "One layer, or all that train where the context gives them one budget; and what was asked of them last"
+    asked = None # (percent, how many were pruned then, round_to)
+    def __init__(self,
+        layers:list[Held], # In model order
+        options:Options,   # How they are pruned
+        alone:bool         # Whether it is one layer for itself, in whatever context
+    ):
+        self.layers,self.options,self.context,self.alone = layers,options,options.budget,alone
+        self.in_groups,self.emptied = alone or options.budget.in_groups,set() # else it counts weights
+
+    # -- how many ----------------------------------------------------------------------------------------------------------------
+
+    def _sum(self, what): return sum(getattr(l, what)*(1 if self.in_groups else l.size) for l in self.layers)
+    @property
+    def pruned(self): return self._sum('dead')
+
+    def wanted(self,
+        s:float,      # Percent
+        round_to:int  # Multiple for the groups kept, or None
+    ) -> int:
+        "How many groups (or weights) a sparsity prunes, never fewer than are to stay zero; raises ValueError where `max_sparsity` is in the way"
+        unit,o = 'n' if self.in_groups else 'numel',self.options
+        n = sum(getattr(l, unit) for l in self.layers)
+        # of an N:M pattern all groups are done at its own sparsity
+        k = n_pruned(100*s/o.full if self.in_groups else s, n)
+        if self.alone: return max(round_kept(k, n, round_to) if round_to else k, self._sum('kept'))
+        if o.max_sparsity is not None:
+            top = sum(l.limit*getattr(l, unit) for l in self.layers)/n
+            if s > top + 1e-9: raise ValueError(f"sparsity={s!r} can't be reached with max_sparsity={o.max_sparsity!r}: {top:g}% is the most")
+            k = min(k, sum(max(l.most, l.dead)*(1 if self.in_groups else l.size) for l in self.layers))
+        return max(k, self._sum('kept'))
+
+    def grows(self, s):
+        "Whether such a sparsity prunes more than is pruned"
+        return self.wanted(s, None) > self.pruned
+    def falls(self, s):
+        "Whether less is asked than was last"
+        return self.asked is not None and s < self.asked[0]
+
+    def counts(self,
+        s:float,      # Percent
+        round_to:int  # Multiple for the groups kept, or None
+    ) -> list:        # Groups of each layer; None where only scores will tell
+        "What such a sparsity prunes, from the zeros there were at the start"
+        k = self.wanted(s, round_to)
+        if self.alone: return [k]
+        if self.context.by_score: return [None]*len(self.layers)
+        ks = self._allotted(k, [(l.kept, max(l.most, l.kept)) for l in self.layers])
+        return [max(round_kept(x, l.n, round_to), l.kept) for l,x in zip(self.layers, ks)] if round_to else ks
+
+    def _allotted(self, total, bounds):
+        "Groups of each layer, by the densities of the context"
+        each = [float(self.context.density(tuple(l.weight.shape))) for l in self.layers]
+        if min(each) <= 0: raise ValueError(f"context={self.options.context!r} gives a density of {min(each):g}: each must be above 0")
+        return allot(each, [l.numel for l in self.layers], [l.size for l in self.layers], *zip(*bounds), total)
+
+    # -- which -------------------------------------------------------------------------------------------------------------------
+
+    def move(self,
+        s:float,                  # Percent
+        round_to:int,             # Multiple for the groups kept, or None
+        generator:torch.Generator # For a criterion that draws
+    ) -> bool:                    # Whether any mask is another now
+        "Bring the masks to `s` percent"
+        # what was zero before stays so until the schedule itself falls
+        if self.falls(s) and not self.options.keep_zeros:
+            for l in self.layers: l.kept = 0
+        k,before = self.wanted(s, round_to),[l.dead for l in self.layers]
+        if k != self.pruned and self.asked != (s, self.pruned, round_to):
+            masks,lows = self._grown(k, round_to, generator) if k > self.pruned else (self._shrunk(k, round_to), [None]*len(before))
+            for l,mask,low in zip(self.layers, masks, lows): l.set_mask(mask, low)
+        self.asked = s,self.pruned,round_to
+        if not self.alone: self._warn_of_empty()
+        return before != [l.dead for l in self.layers]
+
+    def _grown(self, k, round_to, generator):
+        "What each layer keeps with `k` pruned, and of an N:M pattern which weights go"
+        scores,lows = zip(*[l.scores(self.options.criteria, generator) for l in self.layers])
+        masks = self._shared(k, scores, [l.mask for l in self.layers])
+        if round_to and not self.alone: # each layer from where it was: rounding keeps the highest of what would have gone
+            masks = [keep_masks([sc], [l.mask], max(round_kept(n_zeros(m), l.n, round_to), l.dead))[0] for l,m,sc in zip(self.layers, masks, scores)]
+        return masks,lows
+
+    def _shrunk(self, k, round_to):
+        "The same with fewer pruned: groups come back, those with the largest gradient first, but not those that are to be kept"
+        ls = self.layers
+        scores = [torch.zeros([1 if d in l.dim else n for d,n in enumerate(l.cut.shape, 1)], device=l.weight.device) for l in ls]
+        back = [l.grad_of_groups() for l in ls]
+        if any(b is None for b in back): back = scores
+        kept  = [l.first if l.kept else None for l in ls]
+        masks = [l.mask if f is None else l.mask | f for l,f in zip(ls, kept)]
+        out = self._shared(k, scores, masks, back)
+        if round_to and not self.alone:
+            ks  = [max(round_kept(n_zeros(m) + l.kept, l.n, round_to), l.kept) - l.kept for l,m in zip(ls, out)]
+            out = [keep_masks([sc], [m], k, [b])[0] for sc,m,k,b in zip(scores, masks, ks, back)]
+        return [m if f is None else m & ~f for m,f in zip(out, kept)]
+
+    def _shared(self, k, scores, masks, back=None):
+        "Masks with `k` pruned in all, as the context has it; with `back`, of what is not to be kept"
+        ls,context = self.layers,self.context
+        kept = 0 if back is None else self._sum('kept')
+        if self.alone: return keep_masks(scores, masks, k - kept, back)
+        if context.by_score: return pool(context if back is None else replace(context, rescale=None), scores, masks, [l.size for l in ls],
+                                         [max(l.most, l.dead) if back is None else l.n for l in ls], k - kept, back)
+        ks = self._allotted(k, [(l.dead, max(l.most, l.dead)) if back is None else (l.kept, l.dead) for l in ls])
+        return [keep_masks([sc], [m], n - (0 if back is None else l.kept), None if back is None else [back[i]])[0] for i,(l,sc,m,n) in enumerate(zip(ls, scores, masks, ks))]
+
+    def _warn_of_empty(self):
+        empty = [l.name for l in self.layers if l.dead == l.n and not self.options.nm and l.name not in self.emptied]
+        if not empty or all(l.dead == l.n for l in self.layers): return
+        self.emptied.update(empty)
+        warnings.warn(f"Nothing is left of {', '.join(empty)}: context={self.options.context!r} gives them no weight. max_sparsity=99, say, keeps some of each layer")
