@@ -118,7 +118,7 @@ def test_a_pool_with_limits_is_a_sort_that_passes_over_full_layers(rows, data):
     k = data.draw(st.integers(0, sum(caps)))
     out = pool(contexts['global'], [tensor(r).float() for r in rows], [None]*len(rows), [1]*len(rows), caps, k)
     left,gone = list(caps),set()
-    for v,i,j in sorted((v, i, j) for i,r in enumerate(rows) for j,v in enumerate(r)):
+    for _,i,j in sorted((v, i, j) for i,r in enumerate(rows) for j,v in enumerate(r)):
         if len(gone) < k and left[i]: gone.add((i, j)); left[i] -= 1
     assert {(i, j) for i,m in enumerate(out) for j,x in enumerate(m.tolist()) if not x} == gone
 
@@ -128,7 +128,7 @@ def test_a_budget_of_weights_is_spent_in_order_until_the_next_group_is_too_large
     budget = data.draw(st.integers(0, sum(len(r)*s for r,s in zip(rows, sizes))))
     out = pool(Context(), [tensor(r).float() for r in rows], [None]*len(rows), sizes, [len(r) for r in rows], budget)
     spent,gone = 0,set()
-    for v,i,j in sorted((v, i, j) for i,r in enumerate(rows) for j,v in enumerate(r)):
+    for _,i,j in sorted((v, i, j) for i,r in enumerate(rows) for j,v in enumerate(r)):
         if len(set(sizes)) > 1 and spent + sizes[i] > budget or len(set(sizes)) == 1 and len(gone) == budget//sizes[0]: break
         spent += sizes[i]; gone.add((i, j))
     assert {(i, j) for i,m in enumerate(out) for j,x in enumerate(m.tolist()) if not x} == gone

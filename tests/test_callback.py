@@ -596,6 +596,37 @@ def test_rewind_gives_the_saved_values_to_what_survives(rewind_epoch):
     for k,v in learn.model.state_dict().items(): assert torch.equal(v, saved[k]*masks[k] if k in masks else saved[k])
     assert zeros(learn.model) == [54, 162] and not any('grad_avg' in s for s in learn.opt.state.values())
 
+class Every(nn.Module):
+    "A layer of each kind that has parameters or statistics, and that the incumbent can't rewind"
+    def __init__(self):
+        super().__init__()
+        self.conv,self.bn,self.act,self.group = nn.Conv2d(2, 6, 3),nn.BatchNorm2d(6),nn.PReLU(6),nn.GroupNorm(2, 6)
+        self.words,self.rnn,self.rms,self.plain,self.head = nn.Embedding(5, 6),nn.GRU(6, 6, batch_first=True),nn.RMSNorm(6),nn.BatchNorm1d(6, affine=False),nn.Linear(6, 3, bias=False)
+        self.own = nn.Parameter(torch.ones(6))
+    def forward(self, x):
+        x = self.group(self.act(self.bn(self.conv(x)))).flatten(2).transpose(1, 2)
+        x = self.rnn(x + self.words(x[..., 0].long().clamp(0, 4)))[0][:, -1]
+        return self.head(self.plain(self.rms(x))*self.own)
+
+@pytest.mark.parametrize('how', ['lth', 'reset_end', 'by hand'])
+@pytest.mark.parametrize('granularity', ['weight', 'filter'])
+def test_every_kind_of_layer_goes_back(granularity, how, tmp_path):
+    learn,saved = tiny_learner(Every(), path=tmp_path),{}
+    start = Spy('before_train', lambda l: saved.update({k:v.clone() for k,v in l.model.state_dict().items()}) if l.epoch == 1 else None, order=0)
+    cb = SparsifyCallback(50, granularity, schedule=fs.Schedule(fs.sched_oneshot, start_pct=1 - 1e-9), rewind_epoch=1, save_tickets=True, **({how:True} if how != 'by hand' else {}))
+    # with lth the masks move, and all goes back, in the last step, which is not taken
+    still = Spy('before_step', lambda l: l.opt.set_hypers(lr=0., wd=0., mom=0.) if l.epoch == 3 and l.iter == 3 else None, order=54)
+    freeze = Spy('before_batch', lambda l: [m.eval() for m in l.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)] if l.training and l.epoch == 3 and l.iter == 3 else None, order=56)
+    learn.fit(4, cbs=[cb, start, *([still, freeze] if how == 'lth' else [])])
+    if how == 'by hand': cb.rewind()
+    held = cb.sparsifier.held()
+    ticket = torch.load(tmp_path/'models'/'winning_ticket_50.00.pth', weights_only=True)
+    assert set(held) == ({'conv.weight'} if granularity == 'weight' else {'conv.weight', 'conv.bias', 'bn.weight', 'bn.bias'})
+    for k,v in learn.model.state_dict().items():
+        was = torch.where(held[k].expand_as(v), saved[k], 0) if k in held else saved[k]
+        assert torch.equal(v, was) and torch.equal(ticket[k], was), k
+    if how != 'lth': assert not any(isinstance(v, torch.Tensor) for s in learn.opt.state.values() for v in s.values())
+
 def test_nothing_saved_nothing_printed_nothing_to_rewind(capsys):
     cb = SparsifyCallback(50, rewind_epoch=None)
     fit(cb)

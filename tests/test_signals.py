@@ -256,7 +256,7 @@ def test_several_processes_hear_as_one():
         one.hear(nn.Sequential(m), a)
         two.hear(nn.Sequential(m), b)
         other = iter([t for t in (two.sums[layers[0]], two.counts[layers[0]]) if t is not None])
-        one.reduce(lambda t, how: t.copy_(torch.maximum(t, next(other)) if how == 'max' else t + next(other)))
+        one.reduce(lambda t, how, other=other: t.copy_(torch.maximum(t, next(other)) if how == 'max' else t + next(other)))
         assert torch.allclose(one.factors()[layers[0]].expand(2, 3), heard(m, torch.cat([a, b]), data_fn=fn))
 
 def test_a_norm_of_what_is_multiplied_is_what_changes_least():
