@@ -45,7 +45,7 @@ class Plan:
     def _rows(self):
         es = self._epochs()
         yield ['Layer', 'Type', 'Groups', 'Target', *(f'Epoch {e}' for e in es)]
-        yield ['due', '', '', '', *(f'{self.due[e]}%' for e in es)]
+        yield ['due', '', '', '', *(self.due[e] for e in es)]
         show = lambda k: 'by score' if k is None else f'{k:,}'
         for l in self.lines: yield [f'Layer {l.index}', l.type, f'{l.groups:,}', 'frozen' if l.frozen else '' if l.target is None else f'{l.target:g}%', *('' if l.frozen else show(l.pruned[e]) for e in es)]
         yield ['Overall', 'all' if self.unit == 'groups' else 'weights', f'{sum(l.groups for l in self.lines if not l.frozen):,}', '', *(show(self.pruned[e]) for e in es)]

@@ -109,9 +109,11 @@ class Target:
         x = self.sparsity
         return {k:f(v) for k,v in x.items()} if isinstance(x, dict) else [f(v) for v in x] if isinstance(x, (list, tuple)) else f(x)
 
-    def shown(self, due):
-        "Percentages in the form of the printed lines"
-        return brackets(due)
+    @staticmethod
+    def shown(due):
+        "What is due, for a table: `30%`, or `[30, 60.5]%` where there is one a layer"
+        each = [f'{round(float(v), 2):g}' for v in _values(due)]
+        return f"[{', '.join(each)}]%" if isinstance(due, (list, tuple, dict)) else f'{each[0]}%'
 
     def of_each(self,
         by_name # {layer name: x}, in model order

@@ -24,7 +24,7 @@ def test_what_is_planned_is_what_is_pruned(schedule, context, kwargs):
     seen = Spy('after_validate', lambda l: counts(cb))
     learn.fit(4, cbs=[cb, seen])
     assert [tuple(l.pruned[e] for l in p.lines) for e in range(4)] == seen.seen and not p.problems
-    assert p.due == tuple(str([round(float(t), 2)]) if not isinstance(t, int) else f'[{t}]' for t in [cb.target.due((e + 1)/4) for e in range(4)])
+    assert p.due == tuple(f'{round(float(cb.target.due((e + 1)/4)), 2):g}%' for e in range(4))
     moves = cb.history.query('kind == "masks"').step
     assert p.steps == 16 and (p.last_move >= moves.max() if len(moves) else True) and p.recovery == 16 - p.last_move
 
@@ -37,7 +37,7 @@ def test_the_table_to_the_character():
     assert str(plan(4, schedule=one_shot, start_epoch=2)) == '\n'.join([
         '-'*80,
         'Layer               Type            Groups     Target   Epoch 0    Epoch 2',
-        'due                                                     [0]%       [60]%',
+        'due                                                     0%         60%',
         '-'*80,
         'Layer 1             Conv2d          108        60%      0          64',
         'Layer 4             Conv2d          324        60%      0          194',
@@ -94,6 +94,7 @@ def test_frozen_layers_and_parameter_groups():
     split = lambda m: [list(m[:3].parameters()), list(m[3:].parameters())]
     learn = tiny_learner(splitter=split, train_bn=False)
     p = plan(learn=learn, sparsity=slice(20, 80))
+    assert p.due[0] == '[8.43, 33.7]%' and p.due[-1] == '[20, 80]%'
     assert [l.target for l in p.lines] == [20, 80] and [l.pruned[-1] for l in p.lines] == [21, 259]
     learn.freeze()
     p = plan(learn=learn, sparsity=50)

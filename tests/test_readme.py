@@ -69,8 +69,21 @@ def test_the_table_is_that_of_the_page():
     assert len(table) == 4 and [f'{float(e):.2%}' for e in dict.fromkeys(ends)][:4] == [f'{t}%' for t in table]
 
 def test_the_report_shown_is_the_seeds():
-    shown = [l.rstrip() for l in README.splitlines() if re.match(r'Layer \d|Overall  ', l)]
+    shown = [l.rstrip() for l in README.splitlines() if re.match(r'(Layer \d|Overall  ).*%$', l)]
     assert shown and set(shown) <= {l.rstrip() for l in REPORT.splitlines()}
+
+def test_the_plan_shown_is_the_plan():
+    from fastai.vision.all import CrossEntropyLossFlat, resnet18, vision_learner
+    from helpers import tiny_dls
+    dls = tiny_dls(n=11, n_valid=1, bs=1, channels=3)
+    learn = vision_learner(dls, resnet18, pretrained=False, n_out=10, loss_func=CrossEntropyLossFlat(), normalize=False)
+    learn.unfreeze()
+    with torch.no_grad():
+        for p in learn.model.parameters(): p[p == 0] = 1e-6 # kaiming_normal_ may draw a 0, which counts
+    call = re.search(r'`(SparsifyCallback\(90, schedule=iterative.*?\))`', README)[1]
+    shown = re.search(r'```\n(Layer               Type            Groups.*?)```', README, re.S)[1].splitlines()
+    plan = str(eval(call, vars(fs)).plan(learn, 10)).splitlines()
+    assert [l for l in shown if l != '...'] == [l for l in plan if l in shown] and len(shown) == 8
 
 def test_links_lead_somewhere():
     for path in re.findall(r'\]\((?!https?://)([^)#]+)\)', README): assert (ROOT/path).exists(), path
