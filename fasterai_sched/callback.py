@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.training import GradientAccumulation
 from fastai.imports import noop # the one `no_logging` sets, and not fastcore's
 from fastai.torch_core import get_model, num_distrib, rank_distrib
 from fastcore.imports import in_notebook
@@ -71,8 +72,8 @@ class SparsifyCallback(Callback):
     "Train a sparse model: at each step as sparse as `schedule` says, at the end exactly as sparse as was asked"
     order,run_valid,remove_on_fetch,_only_train_loop = 55,False,True,True # after Recorder (50), before what writes its table (60)
     _stateattrs = ('sparsifier','_snapshot','_peers','data')              # what `learn.export` leaves behind
-    sparsifier = target = data = _snapshot = _due = _epoch_report = _learn = _later = None
-    _fresh = _on = _announced = _warned = _moving = _moved = _closed = _stepping = _waited = False
+    sparsifier = target = data = _snapshot = _due = _epoch_report = _learn = _later = _begin = _ticket = None
+    _fresh = _on = _announced = _warned = _moving = _moved = _closed = _stepping = _waited = _unchecked = False
     _peers,_settled,_column = (),0,Column(None)
 
     def __init__(self,
@@ -128,7 +129,7 @@ class SparsifyCallback(Callback):
         if o.nm and target is not None: target = snapped(target, o.full)
         self.sparsity,self.start_sparsity,self.start_epoch,self.end_epoch = plain_numbers(target),plain_numbers(start_sparsity),start_epoch,end_epoch
         self.granularity,self.context,self.criteria,self.layer_type = granularity,context,o.criteria,o.layer_type
-        self.layers,self.exclude,self.keep_zeros,self.data,self.round_to,self.verbose = select,exclude,keep_zeros,data,round_to,verbose
+        self.layers,self.exclude,self.keep_zeros,self.data,self.round_to,self.verbose = select,exclude,keep_zeros,o.data,round_to,verbose
         self.lth,self.rewind_epoch,self.reset_end,self.save_tickets = lth,rewind_epoch,reset_end,save_tickets
         o.data = None # it does not travel with `learn.export`
         self.sparse_model,self._rows = model,[] # not `model`: that would hide learn.model
@@ -215,19 +216,28 @@ class SparsifyCallback(Callback):
     def _setup(self):
         mine = set(map(id, self._whole.parameters()))
         if not any(id(p) in mine for p in self._part.parameters()): raise ValueError("model= has no parameter in common with the learner's model")
-        self.sparsifier = self._make(self._part)
+        self.sparsifier = self._make(self._part, self._whole)
         self.target = self._target(self.sparsifier, self.learn.opt.param_lists)
         self.sparsifier.check_criteria()          # a criterion that fails is found here, before anything is trained
+        self._check_head()
         if num_distrib() > 1: self.sparsifier.sync = _all_reduce
         if self.sparsity is None and not self.sparsifier.masks: warnings.warn("keep_zeros=True, and nothing is zero in the selected layers: was a model to be loaded?")
         self._check_overlap()
         self._closed = False
-        self._fresh,self._due,self._later,self._snapshot,self._rows,self._moving = False,None,None,None,[],True
+        self._fresh,self._due,self._later,self._snapshot,self._rows,self._moving,self._unchecked,self._ticket = False,None,None,None,[],True,True,None
 
-    def _make(self, model):
+    def _make(self, model, whole):
         o = self.options
-        return Sparsifier(model, o.granularity, o.context, o.criteria, o.nm or False, o.layer_type, self.data, layers=o.layers, exclude=o.exclude, keep_zeros=o.keep_zeros,
-                          max_sparsity=o.max_sparsity, recalibrate=o.recalibrate)
+        sp = Sparsifier(model, o.granularity, o.context, o.criteria, o.nm or False, o.layer_type, self.data, layers=o.layers, exclude=o.exclude, keep_zeros=o.keep_zeros,
+                        max_sparsity=o.max_sparsity, recalibrate=o.recalibrate)
+        sp.whole = whole
+        return sp
+
+    def _check_head(self):
+        "Output channels of the last layer may be what the model is there for"
+        weights = [m for m in self._whole.modules() if any(w.ndim > 1 for w in m._parameters.values() if w is not None)]
+        head = [l.name for l in self.sparsifier.layers if l.of_channels and l.module is weights[-1]]
+        if head and self.sparsity is not None: warnings.warn(f"granularity={self.granularity!r} removes whole outputs of {head[0]!r}, the last layer: if those are the model's, leave it out with exclude={head[0]!r}")
 
     def _target(self, sparsifier, groups):
         "What is asked of these layers; raises ValueError for a list of the wrong length, and for a rule of no use"
@@ -249,11 +259,27 @@ class SparsifyCallback(Callback):
         self.target = self._within(self.target, self.epoch, self.n_epoch, n)
         self._settled = self.target.last_move(n*self.n_epoch)
         self.sparsifier.counts(self.target.due(1.), self.round_to) # raises for what max_sparsity does not allow
+        self._check_round_to()
+        self._check_calibration(n*self.n_epoch)
+        self._begin = self.epoch*n,self._asked_percent(self.target.due(self.epoch/self.n_epoch))
         if self.save_tickets: self._ticket_path.parent.mkdir(parents=True, exist_ok=True) # now, and not after all the training
-        if self.epoch: self.sparsifier.resume(self.target.due(self.epoch/self.n_epoch))
+        if self.epoch: self.sparsifier.resume(self.target.due(self.epoch/self.n_epoch), self.round_to, self.target.fallen(self.epoch*n, self.n_epoch*n))
         if self.sparsity is None: self._print(f'Keeping the zeros of {self.options.said}: a sparsity of {brackets(self.sparsifier.sparsity)}%')
         else: self._print(f'Pruning of {self.options.said} until a sparsity of {brackets(self.target.sparsity)}%')
         self._announced = True
+
+    def _check_round_to(self):
+        "It must leave something to prune"
+        layers = self.sparsifier.active
+        if self.round_to and all(l.n <= self.round_to for l in layers): raise ValueError(
+            f"round_to={self.round_to!r} keeps all groups of every layer: they have {', '.join(f'{l.name} {l.n}' for l in layers[:8])}{' ...' if len(layers) > 8 else ''}")
+
+    def _check_calibration(self, n):
+        "Batches of one's own are looked at each time the masks grow: that may be at every batch"
+        if self.data is None or not self.options.recalibrate or not hasattr(self.data, '__len__'): return
+        moves = sum(self.target.due(i/n) != self.target.due((i + 1)/n) for i in range(n))
+        if moves*len(self.data) > 2*n: warnings.warn(f"The {len(self.data)} batches of data= are looked at each time the masks grow, {moves} times with schedule={self.schedule.__name__}: "
+                                                     f"{moves*len(self.data):,} forward passes beside the {n:,} of training. recalibrate=False looks once")
 
     def _within(self, target, first, n_epoch, n_iter):
         "The target in the window of such a fit; raises ValueError for what does not fit into it"
@@ -266,15 +292,21 @@ class SparsifyCallback(Callback):
         n_epoch:int  # Epochs of the fit
     ) -> Plan:       # Prints as a table; `.to_df()`
         "What a fit of so many epochs would prune: what is due at each epoch's end, how much that is of each layer, and how many steps are left to recover"
+        check_whole('n_epoch', n_epoch, 1)
+        if n_epoch is None or not hasattr(learn, 'dls'): raise ValueError(f"plan({type(learn).__name__}, n_epoch={n_epoch}) takes a Learner, and the number of epochs it is to be trained for")
         whole,n_iter,problems = _unwrap(learn.model),len(learn.dls.train),[]
         model = whole if self.sparse_model is None else _unwrap(self.sparse_model)
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter('always')
-            sp = self._make(model)
+            sp = self._make(model, whole)
             sp.refresh_frozen()
-            target = self._target(sp, learn.splitter(whole) if learn.opt is None else learn.opt.param_lists)
+            groups = learn.splitter(whole) if learn.opt is None else learn.opt.param_lists
+            target = self._target(sp, [groups] if isinstance(groups[0], nn.Parameter) else groups)
             try: target = self._within(target, 0, n_epoch, n_iter)
             except ValueError as e: problems.append(str(e))
+            try: sp.check_criteria()
+            except ValueError as e: problems.append(str(e))
+        if any(isinstance(cb, GradientAccumulation) for cb in learn.cbs): warned.append(warnings.WarningMessage('A step is a batch here, and with GradientAccumulation the optimizer takes fewer', UserWarning, '', 0))
         unselected = sparsity_report(model, nn.Module, [l.name for l in sp.layers]).unselected
         return make_plan(sp, target, n_epoch, n_iter*n_epoch, self.round_to, unselected, [str(w.message) for w in warned], problems)
 
@@ -297,7 +329,7 @@ class SparsifyCallback(Callback):
         self._due,grown = due,sp.sparsity
         if not sp.sparsify_model(due, self.round_to, data): return
         self._mask_state()
-        self._moving,self._moved,grown = False,True,sp.sparsity > grown
+        self._moving,self._moved,self._ticket,grown = False,True,None,sp.sparsity > grown
         self._log_row(step, 'masks', sp.sparsity)
         if self.lth and grown: self._rewind_to_ticket()
 
@@ -322,12 +354,18 @@ class SparsifyCallback(Callback):
         if not self._on: return
         self._settle()
         self._later = None
+        if self._unchecked: self._check_inputs()
         if not self._moving: return
         step = self.epoch*self.n_iter + min(self.iter + 1, self.n_iter) # a dataloader may give more than its length says
         pct = step/(self.n_epoch*self.n_iter)
         due,sp = self.target.due(pct),self.sparsifier
         if due != self._due and (sp.falls(due) or sp.awaits_grad(due)): self._later = pct,step
         else: self._move(pct, step)
+
+    def _check_inputs(self):
+        "Whether the criterion can look at what comes into the layers, on the first batch and before anything is trained"
+        self._unchecked = False
+        if self.criteria.needs_data and self.data is None and (batch := self._batch): self.sparsifier.check_inputs(batch)
 
     @property
     def _wants_dense(self): return self.criteria.needs_grad and self.sparsity is not None or self._later is not None
@@ -410,7 +448,7 @@ class SparsifyCallback(Callback):
         rep = self.sparsifier.report()
         off = f' (measured {brackets(self._measured(rep))}%)' if self._is_off(rep) else ''
         print(f'Final Sparsity: {brackets(self._in_force)}%{off}')
-        if not in_notebook(): return print(f'\nSparsity Report:\n{rep}')
+        if not in_notebook(): return print('\n'.join(['', 'Sparsity Report:', str(rep), *rep.notes]))
         from IPython.display import display
         print('\nSparsity Report:')
         display(rep)
@@ -427,12 +465,13 @@ class SparsifyCallback(Callback):
 
     def _is_off(self, rep):
         "Whether the count differs from what is due by more than one group a layer"
-        return abs(rep.zeros - self._asked_weights()[0]) > sum(l.size for l in self.sparsifier.active)
+        return abs(rep.zeros - self._asked_percent(self._in_force)*rep.params/100) > sum(l.size for l in self.sparsifier.active)
 
-    def _asked_weights(self):
-        "How many weights the sparsity in force asks for, and of how many"
-        due = {l:float(s)*l.weight.numel() for l,s in self.sparsifier.due(self._in_force).items() if not l.frozen}
-        return sum(due.values())/100,sum(l.weight.numel() for l in due)
+    def _asked_percent(self, due):
+        "Of all layers that train and are asked for something"
+        if not isinstance(due, (dict, list, tuple)): return float(due)
+        each = [(float(s), l.numel) for l,s in self.sparsifier.due(due).items() if not l.frozen]
+        return sum(s*n for s,n in each)/max(sum(n for _,n in each), 1)
 
     # -- afterwards --------------------------------------------------------------------------------------------------------------
 
@@ -451,7 +490,8 @@ class SparsifyCallback(Callback):
         return self.learn.path/self.learn.model_dir/f'winning_ticket{self._column.suffix}_{self.sparsifier.sparsity:.2f}.pth'
 
     def _save_ticket(self):
-        if rank_distrib(): return # one process writes
+        if rank_distrib() or self._ticket == self._ticket_path: return # one process writes, and once
+        self._ticket = self._ticket_path
         self._print(f'Saving ticket {self._ticket_path.name}')
         self._snapshot.save(self._ticket_path, [cb.sparsifier for cb in self._peers])
 
@@ -461,8 +501,7 @@ class SparsifyCallback(Callback):
         if self.save_tickets: self._save_ticket()
 
     def _log_row(self, step, kind, measured):
-        asked,of = self._asked_weights()
-        self._rows.append((step, self.epoch, kind, asked/max(of, 1)*100, measured))
+        self._rows.append((step, self.epoch, kind, self._asked_percent(self._in_force), measured))
 
     @property
     def history(self):
@@ -475,4 +514,4 @@ class SparsifyCallback(Callback):
         **kwargs # Passed to `ax.plot`
     ):           # The axes
         "Draw the last fit: the target, and what was measured"
-        return plots.plot_history(self.history, ax=ax, **kwargs)
+        return plots.plot_history(self.history, ax=ax, begin=self._begin, **kwargs)

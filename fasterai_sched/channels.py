@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .untouched import untouched
+
 __all__ = ['batch_norms']
 
 def batch_norms(
@@ -13,7 +15,7 @@ def batch_norms(
 ) -> tuple:         # {name of a layer: name of the batch norm}, {names of layers of which it isn't certain}
     "The batch norm that each layer alone feeds, and that nothing else feeds: from the graph, or, of a model that can't be traced, by rule"
     try:
-        with torch.random.fork_rng(devices=[]): graph = torch.fx.Tracer().trace(model)
+        with untouched(model): graph = torch.fx.Tracer().trace(model)
     except Exception: return _by_rule(model) # data-dependent code, hooks, arguments that are no tensors: whatever stops the tracer
     mods,calls = dict(model.named_modules()),[n.target for n in graph.nodes if n.op == 'call_module']
     alone = lambda n: n.op == 'call_module' and calls.count(n.target) == 1 and sum(m is mods[n.target] for m in mods.values()) == 1

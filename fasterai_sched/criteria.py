@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 from collections.abc import Callable
+import inspect
 
 import torch
 from torch import Tensor
@@ -122,7 +123,7 @@ class Criteria:
         elif self.output_fn: scores = self.output_fn(scores, self.f(_wide(ref), *more))
         if not isinstance(scores, Tensor) or scores.shape != weight.shape:
             raise ValueError(f"{self!r} must give a score for each weight, shape {tuple(weight.shape)}, "
-                             f"got {tuple(scores.shape) if isinstance(scores, Tensor) else scores!r}")
+                             f"got {tuple(scores.shape) if isinstance(scores, Tensor) else scores if isinstance(scores, (int, float)) or scores is None else type(scores).__name__}")
         return scores if scores.dtype in (torch.float32, torch.float64) else scores.float()
 
     @torch.no_grad()
@@ -177,11 +178,19 @@ def available_criterias() -> list[str]:
     "The names of the criteria there are"
     return list(criterias)
 
+def _takes(f, n):
+    try: inspect.signature(f).bind(*range(n))
+    except TypeError: return False
+    except ValueError: return n == 1 # a builtin that tells nothing
+    return True
+
 def as_criteria(
     c            # A `Criteria`, a name from `available_criterias()`, or a function of a weight tensor
 ) -> Criteria:   # The same as a `Criteria`; raises ValueError for anything else
     "`c` as a `Criteria`"
     if isinstance(c, Criteria): return c
     if isinstance(c, str) and c in criterias: return criterias[c]
-    if callable(c) and not isinstance(c, type): return Criteria(c)
+    if callable(c) and not isinstance(c, type):
+        if not _takes(c, 1) and _takes(c, 2): raise ValueError(f"criteria={c!r} takes two arguments: say which the second is, with Criteria(f, needs_grad=True) for the gradient, or needs_rng=True for a generator")
+        return Criteria(c)
     raise ValueError(f"criteria={c!r} is not a criterion; choose from {available_criterias()}, or give a function of a weight tensor")

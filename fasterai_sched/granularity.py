@@ -75,9 +75,13 @@ def is_nm(
     nm=(2,4),      # (n, m)
     weight:Tensor=None # One of its weights, where it has several; None: its `weight`
 ) -> bool:
-    "Whether of each m weights in a row along the input channels no more than n are nonzero; raises ValueError for a layer that can't be cut so"
-    weight = m.weight if weight is None else weight
-    cut = Granularities.cut(m, weight, 'weight', as_nm(nm))
+    "Whether of each m weights in a row along the input channels no more than n are nonzero; False for a layer whose channels are no multiple of m"
+    nm = as_nm(nm)
+    if nm is None: raise ValueError("nm=False is no pattern: give (n, m), such as (2, 4)")
+    weight = m._parameters.get('weight') if weight is None else weight
+    if weight is None: raise ValueError(f"{type(m).__name__} has no weight of its own: give a layer, or one of its weights as weight=")
+    try: cut = Granularities.cut(m, weight, 'weight', nm)
+    except ValueError: return False
     return bool(((cut.view(weight.detach()) != 0).sum(cut.dims[0] - 1) <= cut.nm[0]).all())
 
 class Granularities:

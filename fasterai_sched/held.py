@@ -88,8 +88,19 @@ class Held(Found):
         return self.heard is None or not self.heard.any()
 
     def _of_gradients(self):
-        if self.is_deaf: warnings.warn(f"Layer {self.name!r} has had no gradient, and the criterion scores by it: its weights go by position")
+        if self.is_deaf: warnings.warn(f"Layer {self.name!r} has had no gradient but zeros, and the criterion scores by it: its weights go by position")
         return torch.zeros(self.cut.shape, device=self.weight.device) if self.heard is None else self.cut.view(self.heard)
+
+    def hear(self,
+        criteria,    # A `Criteria` that needs gradients
+        grad:Tensor, # Of this step
+    ):
+        "Score the weights by their gradient; raises ValueError, naming the layer, where the criterion fails"
+        try: now = criteria.single(self.weight, grad=grad)
+        except Exception as e: raise ValueError(f"criteria={criteria.__name__} fails for layer {self.name!r}: {type(e).__name__}: {e}") from e
+        if self.heard is None: self.heard = torch.empty_like(now).copy_(now) # a criterion may give back what it got
+        elif criteria.accumulate: self.heard.add_(now)
+        else: self.heard = torch.where(now.any(), now, self.heard) # a layer that was left out of a step has zeros there
 
     def grad_of_groups(self) -> Tensor|None: # The scores' shape; None where there is no gradient, or one that is not finite
         "How large the gradient of each group is now"

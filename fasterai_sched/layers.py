@@ -27,21 +27,26 @@ class Found:
         "The weight's name in the model's `state_dict`"
         return f'{self.name}.weight'.lstrip('.') if self.attr == 'weight' else self.name
 
-def _is_rule(r): return isinstance(r, (str, re.Pattern)) or callable(r)
+def _is_rule(r): return isinstance(r, (str, re.Pattern, nn.Module)) or callable(r)
 def _as_list(rules): return [] if rules is None else list(rules) if isinstance(rules, (list, tuple, set, dict)) else [rules]
 
 def check_rules(name, rules):
     "ValueError unless `rules` is None, a rule or several"
     for r in _as_list(rules):
         if not _is_rule(r): raise ValueError(f"{name}={rules!r}: {r!r} is no rule; give names, globs ('*.downsample.*'), compiled regular expressions, "
-                                            "layer types, or functions of (name, layer)")
+                                            "layers or their types, or functions of (name, layer)")
 
 def _matches(rule, f):
     if isinstance(rule, type): return isinstance(f.module, rule)
+    if isinstance(rule, nn.Module): return any(m is f.module for m in rule.modules())
     if isinstance(rule, str): return rule == f.name or fnmatchcase(f.name, rule)
-    return bool(rule.search(f.name) if isinstance(rule, re.Pattern) else rule(f.name, f.module))
+    if isinstance(rule, re.Pattern): return bool(rule.search(f.name))
+    try: return bool(rule(f.name, f.module))
+    except Exception as e: raise ValueError(f"the rule {_said(rule)} fails for layer {f.name!r}: {type(e).__name__}: {e}; it is called with a layer's name and the layer") from e
 
-def _said(rule): return rule.__name__ if isinstance(rule, type) else repr(rule.pattern if isinstance(rule, re.Pattern) else rule)
+def _said(rule):
+    if isinstance(rule, (type, nn.Module)): return (rule if isinstance(rule, type) else type(rule)).__name__
+    return repr(rule.pattern if isinstance(rule, re.Pattern) else getattr(rule, '__name__', rule))
 
 def find(
     model:nn.Module, # Any model
@@ -70,8 +75,8 @@ def by_rule(
         other = dict(model.named_modules()).get(r) if model is not None and isinstance(r, str) else None
         if other is not None and weights_of(other): raise ValueError(f"{what} names {r!r}, which is a {type(other).__name__}, and "
             f"layer_type={type_name(layer_type)}; add its type: layer_type=(nn.Conv2d, nn.Linear), say")
-        close = get_close_matches(r, names) if isinstance(r, str) else []
-        raise ValueError(f"{what} names {_said(r)}: there is no such layer; close: {close or names}")
+        close = (get_close_matches(r, names) if isinstance(r, str) else []) or names
+        raise ValueError(f"{what} names {_said(r)}: there is no such layer; close: {close[:8]}{f' and {len(close) - 8} more' if len(close) > 8 else ''}")
     return out
 
 def value_of_each(
@@ -79,11 +84,12 @@ def value_of_each(
     found,       # What the rules choose among
     what:str     # The argument they were given as, for messages
 ) -> dict:       # {name: value}
-    "The value that the rules give to each; raises ValueError for a rule that finds nothing, and for two that find the same"
-    out = {}
-    for rule,fs in by_rule(values, found, what).items():
+    "The value that the rules give to each, a name before any other; raises ValueError for a rule that finds nothing, and for two that find the same"
+    out,rules = {},by_rule(values, found, what)
+    for rule,fs in rules.items():
         for f in fs:
-            if f.name in out: raise ValueError(f"{what}={values!r}: more than one of the rules matches {f.name!r}; let one do so, or use exclude=")
+            if f.name in rules and f.name != rule: continue # it is named, which says more than a pattern
+            if f.name in out: raise ValueError(f"{what}={values!r}: more than one of the rules matches {f.name!r}; let one do so, or name it")
             out[f.name] = values[rule]
     return out
 
@@ -113,7 +119,7 @@ def select(
     every = find(model, layer_type)
     if not every: raise ValueError(f"layer_type={type_name(layer_type)}: there is none in this {type(model).__name__}; it has {weight_types(model)}")
     by_rule(layers,  every, 'sparsity or layers', model, layer_type)
-    by_rule(exclude, every, 'exclude')
+    by_rule(exclude, every, 'exclude', model, layer_type)
     found,seen = [],{}
     for f in find(model, layer_type, layers, exclude):
         _check_weight(f)

@@ -18,10 +18,12 @@ class Budget:
     "One layer, or all that train where the context gives them one budget; and what was asked of them last"
     asked = None # (percent, how many were pruned then, round_to)
     def __init__(self,
-        layers:list[Held], # In model order
-        options:Options,   # How they are pruned
-        alone:bool         # Whether it is one layer for itself, in whatever context
+        layers:list[Held],  # In model order
+        options:Options,    # How they are pruned
+        alone:bool,         # Whether it is one layer for itself, in whatever context
+        partial:bool=False  # Whether there are more layers, which do not train for now
     ):
+        self.partial = partial
         self.layers,self.options,self.context,self.alone = layers,options,options.budget,alone
         self.in_groups,self.emptied = alone or options.budget.in_groups,set() # else it counts weights
 
@@ -33,19 +35,21 @@ class Budget:
 
     def wanted(self,
         s:float,      # Percent
-        round_to:int  # Multiple for the groups kept, or None
+        round_to:int, # Multiple for the groups kept, or None
+        kept=None     # Groups of each layer that are to stay zero; None: those that are now
     ) -> int:
         "How many groups (or weights) a sparsity prunes, never fewer than are to stay zero; raises ValueError where `max_sparsity` is in the way"
         unit,o = 'n' if self.in_groups else 'numel',self.options
         n = sum(getattr(l, unit) for l in self.layers)
         # of an N:M pattern all groups are done at its own sparsity
         k = n_pruned(100*s/o.full if self.in_groups else s, n)
-        if self.alone: return max(round_kept(k, n, round_to) if round_to else k, self._sum('kept'))
+        kept = self._sum('kept') if kept is None else sum(x*(1 if self.in_groups else l.size) for l,x in zip(self.layers, kept))
+        if self.alone: return max(round_kept(k, n, round_to) if round_to else k, kept)
         if o.max_sparsity is not None:
             top = sum(l.limit*getattr(l, unit) for l in self.layers)/n
-            if s > top + 1e-9: raise ValueError(f"sparsity={s!r} can't be reached with max_sparsity={o.max_sparsity!r}: {top:g}% is the most")
+            if s > top + 1e-9 and not self.partial: raise ValueError(f"sparsity={s!r} can't be reached with max_sparsity={o.max_sparsity!r}: {top:g}% is the most")
             k = min(k, sum(max(l.most, l.dead)*(1 if self.in_groups else l.size) for l in self.layers))
-        return max(k, self._sum('kept'))
+        return max(k, kept)
 
     def grows(self, s):
         "Whether such a sparsity prunes more than is pruned"
@@ -56,19 +60,20 @@ class Budget:
 
     def counts(self,
         s:float,      # Percent
-        round_to:int  # Multiple for the groups kept, or None
+        round_to:int, # Multiple for the groups kept, or None
+        fallen:bool   # Whether the schedule has fallen by then, so that zeros of the start may come back
     ) -> list:        # Groups of each layer; None where only scores will tell
         "What such a sparsity prunes, from the zeros there were at the start"
-        k = self.wanted(s, round_to)
+        kept = [0 if fallen and not self.options.keep_zeros else l.kept for l in self.layers]
+        k = self.wanted(s, round_to, kept)
         if self.alone: return [k]
         if self.context.by_score: return [None]*len(self.layers)
-        ks = self._allotted(k, [(l.kept, max(l.most, l.kept)) for l in self.layers])
-        return [max(round_kept(x, l.n, round_to), l.kept) for l,x in zip(self.layers, ks)] if round_to else ks
+        ks = self._allotted(k, [(o, max(l.most, o)) for l,o in zip(self.layers, kept)])
+        return [max(round_kept(x, l.n, round_to), o) for l,x,o in zip(self.layers, ks, kept)] if round_to else ks
 
     def _allotted(self, total, bounds):
         "Groups of each layer, by the densities of the context"
-        each = [float(self.context.density(tuple(l.weight.shape))) for l in self.layers]
-        if min(each) <= 0: raise ValueError(f"context={self.options.context!r} gives a density of {min(each):g}: each must be above 0")
+        each = [self.context.dense(tuple(l.weight.shape), l.name) if l.n else 1. for l in self.layers]
         return allot(each, [l.numel for l in self.layers], [l.size for l in self.layers], *zip(*bounds), total)
 
     # -- which -------------------------------------------------------------------------------------------------------------------
@@ -80,14 +85,16 @@ class Budget:
     ) -> bool:                    # Whether any mask is another now
         "Bring the masks to `s` percent"
         # what was zero before stays so until the schedule itself falls
-        if self.falls(s) and not self.options.keep_zeros:
+        falls = self.falls(s)
+        if falls and not self.options.keep_zeros:
             for l in self.layers: l.kept = 0
         k,before = self.wanted(s, round_to),[l.dead for l in self.layers]
-        if k != self.pruned and self.asked != (s, self.pruned, round_to):
-            masks,lows = self._grown(k, round_to, generator) if k > self.pruned else (self._shrunk(k, round_to), [None]*len(before))
+        # what does not fit whole groups, or is rounded, leaves less pruned than `k`: a fall never prunes more
+        if self.asked != (s, self.pruned, round_to) and (k < self.pruned or (self.context.density if falls else k > self.pruned)):
+            masks,lows = (self._shrunk(k, round_to), [None]*len(before)) if falls or k < self.pruned else self._grown(k, round_to, generator)
             for l,mask,low in zip(self.layers, masks, lows): l.set_mask(mask, low)
         self.asked = s,self.pruned,round_to
-        if not self.alone: self._warn_of_empty()
+        if not self.alone: self._warn_of_empty(before)
         return before != [l.dead for l in self.layers]
 
     def _grown(self, k, round_to, generator):
@@ -118,12 +125,13 @@ class Budget:
         kept = 0 if back is None else self._sum('kept')
         if self.alone: return keep_masks(scores, masks, k - kept, back)
         if context.by_score: return pool(context if back is None else replace(context, rescale=None), scores, masks, [l.size for l in ls],
-                                         [max(l.most, l.dead) if back is None else l.n for l in ls], k - kept, back)
-        ks = self._allotted(k, [(l.dead, max(l.most, l.dead)) if back is None else (l.kept, l.dead) for l in ls])
-        return [keep_masks([sc], [m], n - (0 if back is None else l.kept), None if back is None else [back[i]])[0] for i,(l,sc,m,n) in enumerate(zip(ls, scores, masks, ks))]
+                                         [max(l.most, l.dead) if back is None else l.n for l in ls], k - kept, back, [l.name for l in ls])
+        ks = self._allotted(k, [(l.dead if back is None else l.kept, max(l.most, l.dead)) for l in ls])
+        if back is None: return [keep_masks([sc], [m], n)[0] for sc,m,n in zip(scores, masks, ks)]
+        return [keep_masks([sc], [m], min(n, l.dead) - l.kept, [b])[0] for l,sc,m,n,b in zip(ls, scores, masks, ks, back)]
 
-    def _warn_of_empty(self):
-        empty = [l.name for l in self.layers if l.dead == l.n and not self.options.nm and l.name not in self.emptied]
+    def _warn_of_empty(self, before):
+        empty = [l.name for l,d in zip(self.layers, before) if l.dead == l.n > d and not self.options.nm and l.name not in self.emptied]
         if not empty or all(l.dead == l.n for l in self.layers): return
         self.emptied.update(empty)
         warnings.warn(f"Nothing is left of {', '.join(empty)}: context={self.options.context!r} gives them no weight. max_sparsity=99, say, keeps some of each layer")

@@ -28,6 +28,11 @@ def check_round_to(round_to):
     "ValueError unless `round_to` is None or a whole number of at least 1"
     check_whole('round_to', round_to, 1)
 
+def iter_of(x):
+    "`iter(x)`, or None where there is none"
+    try: return iter(x)
+    except TypeError: return None
+
 @dataclass
 class Options:
     "What `Sparsifier` is told beside the model; raises ValueError for words that no model could make sense of"
@@ -45,6 +50,7 @@ class Options:
 
     def __post_init__(self):
         if isinstance(self.layer_type, list): self.layer_type = tuple(self.layer_type)
+        if not isinstance(self.granularity, (str, tuple, list)): raise ValueError(f"granularity={self.granularity!r} must be a name, such as 'weight', or the size of a block, such as (4, 1)")
         for t in self.layer_type if isinstance(self.layer_type, tuple) else (self.layer_type,):
             if not (isinstance(t, type) and issubclass(t, nn.Module)):
                 raise ValueError(f"layer_type={self.layer_type!r} must be a class of layers such as nn.Conv2d, or a tuple of them")
@@ -55,12 +61,14 @@ class Options:
         if self.nm and self.granularity != 'weight': raise ValueError(f"nm={self.nm!r} is a pattern of single weights: granularity={self.granularity!r} does not go with it")
         for n in ('layers', 'exclude'): check_rules(n, getattr(self, n))
         self._check_max()
-        if self.data is not None and not self.criteria.needs_data:
-            raise ValueError(f"data= is for criteria that look at inputs, such as wanda: criteria={self.criteria.__name__} does not")
+        for n,given in dict(data=self.data is not None, recalibrate=not self.recalibrate).items():
+            if given and not self.criteria.needs_data: raise ValueError(f"{n}= is for criteria that look at inputs, such as wanda: criteria={self.criteria.__name__} does not")
+        if self.data is not None and iter_of(self.data) is self.data: self.data = list(self.data) # it could be read once only
 
     def _check_max(self):
         if self.max_sparsity is None: return
         if not self.budget.together: raise ValueError(f"max_sparsity={self.max_sparsity!r} is of no use with context={self.context!r}, where each layer is at the sparsity asked")
+        if self.max_sparsity == {}: raise ValueError("max_sparsity={} is empty: give a percentage, or {rule: percentage}")
         if isinstance(self.max_sparsity, dict): check_rules('max_sparsity', self.max_sparsity)
         for v in self.max_sparsity.values() if isinstance(self.max_sparsity, dict) else [self.max_sparsity]:
             check_percent('max_sparsity', v)
@@ -72,6 +80,11 @@ class Options:
         if not self.nm: return 100
         n,m = self.nm
         return 100*(m - n)//m if 100*(m - n) % m == 0 else 100*(m - n)/m
+
+    @property
+    def given(self):
+        "The argument that says how weights are cut, for messages"
+        return f'nm={self.nm}' if self.nm else f'granularity={self.granularity!r}'
 
     @property
     def said(self):

@@ -13,11 +13,10 @@ class Line:
     index:int     # Its place in `model.modules()`
     type:str      # Class name
     groups:int    # What it is cut into: single weights, filters, ...
+    size:int      # Weights of a group that go when it is pruned
     target:object # Percent, at the end; None where layers share one
     pruned:tuple  # Groups that are pruned at the end of each epoch; None: only training will tell
     frozen:bool=False # Whether it does not train, and is left alone
-
-_cell = "{:<10}".format
 
 @dataclass(frozen=True)
 class Plan:
@@ -44,27 +43,30 @@ class Plan:
 
     def _rows(self):
         es = self._epochs()
-        yield ['Layer', 'Type', 'Groups', 'Target', *(f'Epoch {e}' for e in es)]
-        yield ['due', '', '', '', *(self.due[e] for e in es)]
+        yield ['Layer', 'Name', 'Type', 'Groups', 'Target', *(f'Epoch {e}' for e in es)]
+        yield ['due', '', '', '', '', *(self.due[e] for e in es)]
         show = lambda k: 'by score' if k is None else f'{k:,}'
-        for l in self.lines: yield [f'Layer {l.index}', l.type, f'{l.groups:,}', 'frozen' if l.frozen else '' if l.target is None else f'{l.target:g}%', *('' if l.frozen else show(l.pruned[e]) for e in es)]
-        yield ['Overall', 'all' if self.unit == 'groups' else 'weights', f'{sum(l.groups for l in self.lines if not l.frozen):,}', '', *(show(self.pruned[e]) for e in es)]
+        for l in self.lines: yield [f'Layer {l.index}', l.name, l.type, f'{l.groups:,}', 'frozen' if l.frozen else '' if l.target is None else f'{l.target:g}%', *('' if l.frozen else show(l.pruned[e]) for e in es)]
+        yield ['Overall', '', 'all' if self.unit == 'groups' else 'weights', f'{sum(l.groups for l in self.lines if not l.frozen):,}', '', *(show(self.pruned[e]) for e in es)]
 
     def _said(self):
+        if len(self._epochs()) < len(self.due): yield 'Epochs at whose end little or nothing else is due are left out: to_df() has them all'
         yield (f'{self.steps:,} steps; the masks move last at step {self.last_move:,}, and {self.recovery:,} are left to recover' if self.last_move
                else f'{self.steps:,} steps; the masks do not move')
         yield from self.notes
         for p in self.problems: yield f'Can not be done: {p}'
 
     def __str__(self):
-        head,due,*rows,foot = [''.join(f'{c:<{w}}' for c,w in zip(r, [20, 16, 11, 9, *[11]*len(r)])).rstrip() for r in self._rows()]
+        cells = list(self._rows())
+        widths = [max(len(r[i]) for r in cells) + 2 for i in range(len(cells[0]))]
+        head,due,*rows,foot = [''.join(f'{c:<{w}}' for c,w in zip(r, widths)).rstrip() for r in cells]
         rule = '-'*max(80, *map(len, (head, *rows)))
         return '\n'.join([rule, head, due, rule, *rows, rule, foot, *self._said()])
     __repr__ = __str__
 
     def _repr_html_(self):
         head,*rows = [[escape(c) for c in r] for r in self._rows()]
-        tr = lambda cells, tag: '<tr>' + ''.join(f'<{tag} style="text-align:{"left" if i < 2 else "right"}">{c}</{tag}>' for i,c in enumerate(cells)) + '</tr>'
+        tr = lambda cells, tag: '<tr>' + ''.join(f'<{tag} style="text-align:{"left" if i < 3 else "right"}">{c}</{tag}>' for i,c in enumerate(cells)) + '</tr>'
         return f'<table><thead>{tr(head, "th")}</thead><tbody>{"".join(tr(r, "td") for r in rows)}</tbody></table>' + ''.join(f'<p>{escape(s)}</p>' for s in self._said())
 
     def to_df(self):
@@ -85,23 +87,30 @@ def make_plan(
     "The plan of a fit"
     context = sparsifier.options.budget
     by_score = context.by_score
+    def pruned(i): # of each layer and in all, after step i
+        due = target.due(i/steps) if i else target.like(lambda s: 0)
+        each = sparsifier.counts(due, round_to, target.fallen(i, steps))
+        return each,(None if round_to else sparsifier.total(due, target.fallen(i, steps))) if by_score else sum(each.values())
     dues,ends,totals,refused = [target.due((e + 1)/n_epoch) for e in range(n_epoch)],[],[],[]
-    for due in dues:
-        try: ends.append(sparsifier.counts(due, round_to)); totals.append(sparsifier.total(due, round_to) if by_score else sum(ends[-1].values()))
+    for e in range(n_epoch):
+        try: each,total = pruned((e + 1)*steps//n_epoch); ends.append(each); totals.append(total)
         except ValueError as e: ends.append({}); totals.append(None); refused.append(str(e))
     final = {} if context.together else {l:float(s) for l,s in sparsifier.due(dues[-1]).items()}
-    lines = tuple(Line(l.name, l.index, type(l.module).__name__, l.n, final.get(l, None if context.together else 0.), tuple(end.get(l.name) for end in ends), l.frozen) for l in sparsifier.layers)
-    last  = target.last_move(steps)
-    notes = *notes,*_remarks(lines, steps, last, not sparsifier.options.nm),*(['Not selected: ' + ', '.join(f'{n} ({p:,})' for n,p in unselected)] if unselected else [])
-    return Plan(lines, tuple(map(target.shown, dues)), tuple(totals), steps, last, notes, (*problems, *refused[-1:]), 'weights' if by_score and not context.in_groups else 'groups')
+    lines = tuple(Line(l.name, l.index, type(l.module).__name__, l.n, l.size, final.get(l, None if context.together else 0.), tuple(end.get(l.name) for end in ends), l.frozen) for l in sparsifier.layers)
+    last  = target.last_move(steps) or int(not refused and pruned(1) != pruned(0)) # a constant one moves them at its first step
+    while last and not refused and (not by_score or not round_to) and pruned(last - 1) == (ends[-1], totals[-1]): last -= 1 # it asks for a fraction of a group more
+    notes = *notes,*_remarks(lines, steps, last, not sparsifier.options.nm, context, round_to),*(['Not selected: ' + ', '.join(f'{n} ({p:,})' for n,p in unselected)] if unselected else [])
+    shares = [sum(s*l.numel for l,s in sparsifier.due(d).items() if not l.frozen)/max(sum(l.numel for l in sparsifier.due(d) if not l.frozen), 1) for d in dues]
+    return Plan(lines, tuple(f'{round(float(s), 2):g}%' for s in shares), tuple(totals), steps, last, notes, (*problems, *refused[-1:]), 'weights' if by_score and not context.in_groups else 'groups')
 
-def _remarks(lines, steps, last_move, whole):
+def _remarks(lines, steps, last_move, whole, context, round_to):
     "What a table does not say at first sight; `whole`: a layer all of whose groups are pruned has nothing left"
     live = [l for l in lines if not l.frozen]
     names = lambda ls: ', '.join(l.name for l in ls)
     if last_move and last_move == steps: yield 'The target is reached on the last step, which leaves none to recover: end_epoch= leaves some'
     none  = [l for l in live if l.pruned and l.pruned[-1] == 0 and (any(o.pruned[-1] for o in live) if l.target is None else l.target)]
     empty = [l for l in live if whole and l.pruned and l.pruned[-1] == l.groups]
-    if none: yield f"Nothing is pruned of {names(none)}" + (': the target is less than one group of those' if none[0].target else '')
+    if none: yield f"Nothing is pruned of {names(none)}" + (f': round_to={round_to} keeps all of their groups' if round_to else ': the target is less than one group of those' if none[0].target else '')
+    if context.in_groups and len({l.size for l in live}) > 1: yield 'The budget counts groups, and they are not of one size: the share of weights will differ from that of groups'
     if empty and len(empty) < len(live): yield f'Nothing is left of {names(empty)}'
     if not live: yield 'None of the selected layers trains: nothing will be pruned'

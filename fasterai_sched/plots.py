@@ -34,12 +34,14 @@ def plot_curves(
 def plot_history(
     history,      # DataFrame with columns step, epoch, target, measured and kind ('masks' or 'epoch')
     ax=None,      # Matplotlib axes to draw on; new ones if None
+    begin:tuple=None, # (step, target in percent) in force before the first row
     **kwargs      # Passed to `ax.plot`
 ):                # The axes
     "Draw a run: the target at each move of the masks, what was measured then, and at each epoch's end"
     ax = _axes(ax)
     epochs = history[history.kind == 'epoch']
-    ax.plot(history.step, history.target, drawstyle='steps-post', **{'label':'target', 'lw':2, 'alpha':.6, **kwargs})
+    first = [] if begin is None else [begin]
+    ax.plot([*(s for s,_ in first), *history.step], [*(t for _,t in first), *history.target], drawstyle='steps-post', **{'label':'target', 'lw':2, 'alpha':.6, **kwargs})
     ax.plot(epochs.step, epochs.measured, 'o', label='measured at the end of an epoch')
     for x in epochs.step: ax.axvline(x, color='grey', ls=':', lw=.8, alpha=.5)
     ax.set_xlabel('step')

@@ -239,7 +239,7 @@ def plot_schedules(
     sparsity:float=90,   # Target sparsity, in percent
     start_sparsity:float=0, # Sparsity at the start, in percent
     n_epoch:int=10,      # Epochs of the fit
-    start_epoch:int=3,   # First epoch that prunes; None: where each schedule says
+    start_epoch:int=None, # First epoch that prunes; None: where each schedule says
     end_epoch:int=None,  # First epoch after the target is reached; None: where each schedule says
     ax=None,             # Matplotlib axes to draw on; new ones if None
     **kwargs             # Passed to `ax.plot`
@@ -247,6 +247,7 @@ def plot_schedules(
     "Draw how the sparsity rises over a fit of `n_epoch` epochs, a curve a schedule"
     from .plots import plot_curves
     if len(scheds) == 1 and isinstance(scheds[0], (list, tuple)): scheds = scheds[0]
+    if start_epoch is not None and start_epoch >= n_epoch: raise ValueError(f"start_epoch={start_epoch} is beyond a fit of n_epoch={n_epoch} epochs")
     def curve(s):
         s = windowed(s, None if start_epoch is None else start_epoch/n_epoch, None if end_epoch is None else end_epoch/n_epoch)
         check_schedule(s, start_sparsity, sparsity)

@@ -26,6 +26,8 @@ class Sparsifier:
     _versions = None # of what is held at 0, when it was made so last
     unsure = () # names of layers whose batch norm is left alone, because it isn't certain that they alone feed it
     sync = None # how what is heard becomes the same on every process: see `Inputs.reduce`
+    whole = None # the model that `model` is a part of, to be run for calibration
+    patience,_steps_heard = 10,0 # steps in which a layer without gradient is waited for, and those that had any
     def __init__(self,
         model:nn.Module,            # The model; only the values of its selected weights are changed
         granularity:str='weight',   # What is removed as one: see `Granularities`; or the size of a block: (4, 1) is 4 output channels by 1 input channel
@@ -50,7 +52,7 @@ class Sparsifier:
         self.layers    = [Held(f, cut) for f,cut in found]
         self.masters   = {} # id of a parameter -> the optimizer's own copy of it, where it steps one (fp32 masters)
         self._budgets  = {} # layer name, or None for all that train -> `Budget`
-        if self.left_out: warnings.warn(f"Left dense, as granularity={o.said!r} does not fit: {'; '.join(f'{n} ({why})' for n,why in self.left_out.items())}")
+        if self.left_out: warnings.warn(f"Left dense, as {o.given} does not fit: {'; '.join(f'{n} ({why})' for n,why in self.left_out.items())}")
         self._find_limits()
         self._find_what_follows()
         for l in self.layers: self._adopt_zeros(l)
@@ -65,11 +67,12 @@ class Sparsifier:
         for l in self.layers:
             l.limit = min(each.get(l.name, o.full if o.max_sparsity is None or each else o.max_sparsity), o.full)
             l.most  = n_pruned(100*l.limit/o.full, l.n)
-        if self.criteria.scale is None: return
-        named = {id(l.module):l for l in self.layers} | {l.name:l for l in self.layers}
-        for k,v in self.criteria.scale.items():
-            l = named.get(k if isinstance(k, str) else id(k))
-            if l is not None: l.inputs = of_channels(l, torch.as_tensor(v, dtype=torch.float32, device=l.weight.device))
+        for k,v in (self.criteria.scale or {}).items():
+            found = [l for l in self.layers if (l.name == k or l.name.rpartition('.')[0] == k and l.attr != 'weight' if isinstance(k, str) else l.module is k)]
+            if not found: raise ValueError(f"scale names {k if isinstance(k, str) else type(k).__name__!r}, which is not a selected layer; these are: {[l.name for l in self.layers]}")
+            try: v = torch.as_tensor(v, dtype=torch.float32)
+            except Exception as e: raise ValueError(f"scale of {found[0].name!r}={v!r} must be a number for each input channel") from e
+            for l in found: l.inputs = of_channels(l, v.to(l.weight.device))
 
     def _find_what_follows(self):
         "Of layers whose groups are whole output channels: the bias, and the batch norm that they alone feed"
@@ -118,16 +121,16 @@ class Sparsifier:
             p = self.masters.get(id(l.weight), l.weight)
             g = l.weight.grad if p.grad is None else p.grad
             if g is None: continue
-            try: now = self.criteria.single(l.weight, grad=g if loss_scale == 1 else g/loss_scale)
-            except Exception as e: raise ValueError(f"criteria={self.criteria.__name__} fails for layer {l.name!r}: {type(e).__name__}: {e}") from e
-            l.heard = now if l.heard is None or not self.criteria.accumulate else l.heard.add_(now)
+            l.hear(self.criteria, g if loss_scale == 1 else g/loss_scale)
+        if any(l.heard is not None for l in self.active): self._steps_heard += 1
 
     def calibrate(self,
         data # A tensor, or batches: tensors, tuples whose last is the target and is left out, dicts of the model's arguments
     ):
         "For criteria that look at inputs: run the model on these batches, in evaluation mode, leaving no trace in it; raises ValueError for layers nothing comes into"
+        if not self.criteria.needs_data: raise ValueError(f"criteria={self.criteria.__name__} does not look at inputs: there is nothing to calibrate")
         inputs = Inputs(self.active, self.criteria.data_fn)
-        inputs.hear(self.model, data)
+        inputs.hear(self.model if self.whole is None else self.whole, data)
         if self.sync is not None: inputs.reduce(self.sync)
         for l,f in inputs.factors().items(): l.inputs = f
 
@@ -140,8 +143,9 @@ class Sparsifier:
         return any(b.falls(s) for b,s in self._asked(sparsity))
 
     def awaits_grad(self, sparsity):
-        "Whether such a sparsity, as for `sparsify_model`, prunes more, by gradients, and a layer had none yet but zeros"
-        return self.criteria.needs_grad and any(b.grows(s) and any(l.is_deaf for l in b.layers) for b,s in self._asked(sparsity))
+        "Whether such a sparsity, as for `sparsify_model`, prunes more, by gradients, and a layer had none yet but zeros. It is waited for, but not for long: it may be of no use to the model"
+        if not self.criteria.needs_grad or self._steps_heard > self.patience: return False
+        return any(b.grows(s) and any(l.is_deaf for l in b.layers if l.dead < l.n) for b,s in self._asked(sparsity))
 
     # -- how many, and which -----------------------------------------------------------------------------------------------------
 
@@ -154,7 +158,7 @@ class Sparsifier:
             due = {named[n]:s for n,s in sparsity.items()}
         elif isinstance(sparsity, (list, tuple)):
             if len(sparsity) != len(self.layers): raise ValueError(f"sparsity={sparsity!r} has {len(sparsity)} values for {len(self.layers)} selected layers: "
-                                                                   f"{[l.name for l in self.layers]}")
+                                                                   f"{[l.name for l in self.layers]}" + (f"; left dense: {list(self.left_out)}" if self.left_out else ''))
             due = dict(zip(self.layers, sparsity))
         else: due = {l:sparsity for l in self.layers}
         if isinstance(sparsity, (dict, list, tuple)) and self.options.budget.together:
@@ -173,19 +177,29 @@ class Sparsifier:
         return [(self._budget(l.name, [l]), s) for l,s in due.items()]
 
     def _budget(self, key, layers):
-        if key not in self._budgets: self._budgets[key] = Budget(layers, self.options, key is not None)
+        if key not in self._budgets: self._budgets[key] = Budget(layers, self.options, key is not None, len(layers) < len(self.layers))
         return self._budgets[key]
 
     def check_criteria(self):
         "Score every layer once, for nothing: ValueError now rather than in the midst of training"
         c,state = self.criteria,self.generator.get_state()
-        if c.needs_data: Inputs(self.layers, c.data_fn)
+        if c.needs_data: self.check_inputs()
         for l in self.layers:
             if not c.needs_grad: l.scores(c, self.generator)
             else:
                 try: c.single(l.weight, grad=torch.zeros_like(l.weight))
                 except Exception as e: raise ValueError(f"criteria={c.__name__} fails for layer {l.name!r}: {type(e).__name__}: {e}") from e
         self.generator.set_state(state)
+
+    def check_inputs(self, data=None):
+        "ValueError where the criterion could not look at what comes into the layers: of their types; and, where there are batches, of the model on them"
+        data = self.options.data if data is None else data
+        inputs = Inputs(self.active or self.layers, self.criteria.data_fn)
+        if data is not None: inputs.hear(self.model if self.whole is None else self.whole, data)
+
+    def _check_round_to(self, round_to):
+        check_round_to(round_to)
+        if round_to and self.options.nm: raise ValueError(f"round_to={round_to!r} does not go with nm={self.options.nm!r}, a pattern of its own")
 
     def _bring(self, budget, s, round_to):
         "Move the masks of a budget; whether they moved"
@@ -202,41 +216,49 @@ class Sparsifier:
     ) -> bool:             # Whether any mask moved
         """Prune to `floor(sparsity/100*groups)`, in each layer or in all; a lower sparsity than the last brings weights back, at 0: those with the largest gradient,
         where there are gradients that were not masked yet, else the last by position"""
-        check_round_to(round_to)
+        self._check_round_to(round_to)
         asked = self._asked(sparsity)
         self._listen(asked, data)
         return any([self._bring(b, s, round_to) for b,s in asked])
 
     def _listen(self, asked, data):
         "Calibrate, if masks are to grow by what comes into the layers; raises ValueError where they can't for want of batches or gradients"
-        c,data = self.criteria,self.options.data if data is None else data
+        c = self.criteria
+        if data is not None and not c.needs_data: raise ValueError(f"data= is for criteria that look at inputs, such as wanda: criteria={c.__name__} does not")
         if not (c.needs_data or c.needs_grad) or not any(b.grows(s) for b,s in asked): return
-        if self.is_deaf:
-            raise ValueError(f"criteria={c.__name__} scores by gradients, and has had none: call collect_grads() after loss.backward()")
-        if not c.needs_data or not self.options.recalibrate and all(l.inputs is not None for l in self.active): return
-        if data is not None: self.calibrate(data)
-        elif any(l.inputs is None for l in self.active): raise ValueError(f"criteria={c.__name__} looks at what comes into the layers: give data=, or call calibrate(batches)")
+        if self.is_deaf: raise ValueError(f"criteria={c.__name__} scores by gradients, and has had none: call collect_grads() after loss.backward()")
+        known = all(l.inputs is not None for l in self.active)
+        if not c.needs_data or data is None and known and (not self.options.recalibrate or self.options.data is None): return
+        if data is None and self.options.data is None: raise ValueError(f"criteria={c.__name__} looks at what comes into the layers: give data=, or call calibrate(batches)")
+        self.calibrate(self.options.data if data is None else data)
 
     def counts(self,
-        sparsity,         # As for `sparsify_model`
-        round_to:int=None # As for `sparsify_model`
-    ) -> dict:            # {layer name: groups}; None for a layer of which only scores will tell; layers that do not train are left out
+        sparsity,          # As for `sparsify_model`
+        round_to:int=None, # As for `sparsify_model`
+        fallen:bool=False  # Whether it comes after a higher one, so that zeros of the start may come back
+    ) -> dict:             # {layer name: groups}; None for a layer of which only scores will tell; layers that do not train are left out
         "How many groups of each layer such a sparsity prunes, with nothing pruned so far but the zeros it started with"
         check_round_to(round_to)
-        return {l.name:k for b,s in self._asked(sparsity) for l,k in zip(b.layers, b.counts(s, round_to))}
+        return {l.name:k for b,s in self._asked(sparsity) for l,k in zip(b.layers, b.counts(s, round_to, fallen))}
 
     def total(self,
         sparsity,         # As for `sparsify_model`
-        round_to:int=None # As for `sparsify_model`
+        fallen:bool=False # As for `counts`
     ) -> int:
         "How many groups of all layers together such a sparsity prunes; or weights, where the context counts those"
-        return sum(b.wanted(s, round_to) for b,s in self._asked(sparsity))
+        return sum(b.wanted(s, None, [0]*len(b.layers) if fallen and not self.keep_zeros else None) for b,s in self._asked(sparsity))
 
     def resume(self,
-        sparsity # Percent, a list or a dict, as for `sparsify_model`
+        sparsity,         # Percent, a list or a dict, as for `sparsify_model`
+        round_to:int=None, # As for `sparsify_model`
+        fallen:bool=False # Whether there was a higher one before: no more zeros are held then than it asks for, as some may be weights that have come back
     ):
-        "Take `sparsity` for what was asked last, changing nothing: if the next is lower, weights come back"
-        for b,s in self._asked(sparsity): b.asked = s,None,None
+        "Take `sparsity` for what was asked last: if the next is lower, weights come back"
+        for b,s in self._asked(sparsity):
+            b.asked = s,None,None
+            if not fallen or self.keep_zeros: continue
+            for l in b.layers: l.kept = 0
+            if b.pruned > b.wanted(s, round_to): self._bring(b, s, round_to)
 
     def sparsify_layer(self,
         m,                 # A selected layer, or its name (of a layer of several weights, one's: 'rnn.weight_hh_l0')
@@ -244,7 +266,7 @@ class Sparsifier:
         round_to:int=None  # Make the number of groups kept a multiple of this, or all
     ) -> bool:             # Whether its mask moved
         "Prune one layer, by itself in any context"
-        check_round_to(round_to)
+        self._check_round_to(round_to)
         check_percent('sparsity', sparsity)
         l = next((l for l in self.layers if l.module is m or l.name == m), None)
         if l is None: raise ValueError(f"{m if isinstance(m, str) else type(m).__name__} is not a selected layer; "

@@ -84,9 +84,11 @@ class Target:
         "With rules and slices resolved to layer names"
         if isinstance(self.sparsity, dict): return replace(self, sparsity=value_of_each(self.sparsity, layers, 'sparsity'))
         if not isinstance(self.sparsity, slice): return self
-        steps = np.linspace(self.sparsity.start, self.sparsity.stop, len(groups)).tolist() if len(groups) > 1 else [self.sparsity.stop]
         group = {id(p):i for i,g in enumerate(groups) for p in g}
-        return replace(self, sparsity={l.name:steps[group[id(l.weight)]] for l in layers})
+        held = sorted({group[id(l.weight)] for l in layers}) # a group without such layers has no step of its own
+        steps = np.linspace(self.sparsity.start, self.sparsity.stop, len(held)).tolist() if len(held) > 1 else [self.sparsity.stop]
+        if len(held) == 1: warnings.warn(f"sparsity={self.sparsity!r} goes over parameter groups, and all selected layers are in one: they are at {self.sparsity.stop}%")
+        return replace(self, sparsity={l.name:steps[held.index(group[id(l.weight)])] for l in layers})
 
     def in_window(self,
         n:int,         # Epochs of the fit
@@ -109,12 +111,6 @@ class Target:
         x = self.sparsity
         return {k:f(v) for k,v in x.items()} if isinstance(x, dict) else [f(v) for v in x] if isinstance(x, (list, tuple)) else f(x)
 
-    @staticmethod
-    def shown(due):
-        "What is due, for a table: `30%`, or `[30, 60.5]%` where there is one a layer"
-        each = [f'{round(float(v), 2):g}' for v in _values(due)]
-        return f"[{', '.join(each)}]%" if isinstance(due, (list, tuple, dict)) else f'{each[0]}%'
-
     def of_each(self,
         by_name # {layer name: x}, in model order
     ) -> list:  # Empty where there is one target for all
@@ -131,6 +127,14 @@ class Target:
             if not isinstance(s, int): s = float(s)
             return min(max(s, 0), 100) if -1e-9 <= s <= 100 + 1e-9 else s # what is further out is refused by the sparsifier
         return self.like(at)
+
+    def fallen(self,
+        steps:int, # of so many
+        n:int      # steps of the fit
+    ) -> bool:
+        "Whether it falls somewhere in the first `steps`"
+        dues = [_values(self.due(i/n)) for i in range(1, steps + 1)]
+        return any(b < a for x,y in zip(dues, dues[1:]) for a,b in zip(x, y))
 
     def last_move(self,
         n:int # Steps of the fit

@@ -84,7 +84,6 @@ def test_equal_densities_are_rounded_to_within_one(n, s):
 
 def test_lamp_scores_by_hand():
     assert lamp(tensor([1., 2., 3.])).tolist() == pytest.approx([1/14, 4/13, 1])
-    assert lamp(tensor([3., 1., 2.])).tolist() == pytest.approx([1, 1/14, 4/13])
     assert lamp(tensor([1., 1.])).tolist() == pytest.approx([1/2, 1])    # equal ones by position
     assert lamp(tensor([-1., 0., 2.])).tolist() == pytest.approx([0, 1/10, 1]) # moved up by 1
     assert lamp(tensor([0., 0.])).tolist() == [0, 0] and lamp(tensor([])).tolist() == []
@@ -204,7 +203,7 @@ def test_limits_and_contexts_that_make_no_sense_are_refused(kwargs, match):
     with pytest.raises(ValueError, match=match): sparsifier([1, 2], **kwargs)
     with pytest.raises(ValueError, match=match): SparsifyCallback(50, **kwargs)
 
-@pytest.mark.parametrize('limits,match', [({'nope':50}, "max_sparsity names 'nope': there is no such layer; close:"), ({'*':50, '0':20}, "more than one of the rules matches '0'")])
+@pytest.mark.parametrize('limits,match', [({'nope':50}, "max_sparsity names 'nope': there is no such layer; close:"), ({'*':50, '?':20}, "more than one of the rules matches '0'")])
 def test_a_rule_of_no_use_is_refused_here_too(limits, match):
     with pytest.raises(ValueError, match=match): sparsifier([1, 2], context='global', max_sparsity=limits)
 
@@ -231,9 +230,45 @@ def test_a_context_of_ones_own():
     assert dead(sp) == [2, 2]
 
 def test_a_context_that_contradicts_itself_is_refused():
-    with pytest.raises(ValueError, match='density tells how many of each layer go: it excludes rescale'): Context(density=erk, rescale=lamp)
-    with pytest.raises(ValueError, match='gives a density of 0: each must be above 0'): sparsifier([1, 2], context=Context(density=lambda s: 0)).sparsify_model(50)
+    for kwargs in (dict(rescale=lamp), dict(in_groups=True)):
+        with pytest.raises(ValueError, match='density tells how many weights of each layer go: it excludes rescale and in_groups'): Context(density=erk, **kwargs)
+    for kwargs in (dict(rescale=lamp), dict(density=erk)):
+        with pytest.raises(ValueError, match='together=False gives each layer the sparsity asked: it excludes density and rescale'): Context(together=False, **kwargs)
+    for n in ('density', 'rescale'):
+        with pytest.raises(ValueError, match=f'{n}=5 must be a function, or None'): Context(**{n:5})
+    with pytest.raises(ValueError, match=r'one of your own is Context\(density=...\) or Context\(rescale=...\)'): as_context(lambda s: s)
     assert as_context('erk') is contexts['erk'] and as_context(contexts['erk']) is contexts['erk']
+
+@pytest.mark.parametrize('context,match', [
+    (Context(density=lambda s: 0), r"density gives 0 for layer '0', whose weight has the shape \(1, 2\): it must be above 0 and finite"), (Context(density=lambda s: float('nan')), 'density gives nan'),
+    (Context(density=lambda s: float('inf')), 'density gives inf'), (Context(density=lambda w: w.abs()), "density fails for layer '0', whose weight has the shape .*AttributeError"),
+    (Context(rescale=lambda s: s.norm()), r"rescale must give as many scores as it gets: 2 of layer '0', got \(\)"), (Context(rescale=lambda s: 3.), 'got float'), (Context(rescale=lambda s: s[:1]), r'got \(1,\)'),
+    (Context(rescale=lambda s: s*float('nan')), "rescale must keep the order of scores, which it gets ascending: those of layer '0' came back otherwise, or as NaN"), (Context(rescale=lambda s: -s), 'must keep the order'),
+    (Context(rescale=lambda s: s@s@s), "rescale fails for the scores of layer '0': RuntimeError")])
+def test_a_context_that_fails_says_so_and_prunes_nothing(context, match):
+    sp = sparsifier([1, 2], [3, 4], context=context)
+    with pytest.raises(ValueError, match=match): sp.sparsify_model(50)
+    assert weights(sp) == [[1, 2], [3, 4]]
+
+def test_a_context_works_with_layers_that_are_empty_already():
+    sp = sparsifier([1, 2], [30, 40, 50, 60], context=Context(rescale=lambda s: s*(1 if s.max() > 9 else .001)))
+    for s in (34, 50, 84, 100): sp.sparsify_model(s)
+    assert dead(sp) == [2, 4]
+    m = nn.Sequential(nn.Linear(3, 0), nn.Linear(3, 4))
+    sp = Sparsifier(m, context='erk', layer_type=nn.Linear)
+    sp.sparsify_model(50)
+    assert dead(sp)[-1] == 6
+
+def test_a_limit_that_only_frozen_layers_make_up_for_is_kept_to():
+    sp = sparsifier([1]*10, [2]*10, context='global', max_sparsity={'0':30})
+    sp.model[1].requires_grad_(False)
+    sp.refresh_frozen()
+    sp.sparsify_model(60)
+    assert dead(sp) == [3, 0]
+    sp.model[1].requires_grad_(True)
+    sp.refresh_frozen()
+    sp.sparsify_model(60)
+    assert dead(sp) == [3, 9]
 
 # -- what comes back -------------------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,9 @@
 """SparsifyCallback: each option, each promise of a fit, on nets that train in a blink."""
+import pickle
 import random
 import subprocess
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -633,6 +635,66 @@ def test_nothing_saved_nothing_printed_nothing_to_rewind(capsys):
     assert not any('Saving' in l for l in lines(capsys))
     with pytest.raises(RuntimeError, match='rewind_epoch=None'): cb.rewind()
 
+def test_a_ticket_is_written_once(tmp_path, capsys):
+    fit(SparsifyCallback(60, schedule=iterative, lth=True, save_tickets=True), 5, tiny_learner(path=tmp_path))
+    assert sum(l.startswith('Saving ticket') for l in lines(capsys)) == 3 == len(list(tmp_path.rglob('*.pth')))
+
+def test_outputs_of_the_last_layer_are_warned_of():
+    with pytest.warns(UserWarning, match="granularity='filter' removes whole outputs of '7', the last layer: if those are the model's, leave it out with exclude='7'"): fit(SparsifyCallback(50, 'filter', layer_type=(nn.Conv2d, nn.Linear)))
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', message='.*removes whole outputs')
+        fit(SparsifyCallback(50, 'filter'))
+        fit(SparsifyCallback(50, 'filter', layer_type=(nn.Conv2d, nn.Linear), exclude='7'))
+        fit(SparsifyCallback(50, 'column', layer_type=nn.Linear))
+
+def test_notes_are_printed_after_the_report(capsys):
+    fit(SparsifyCallback(nm=(1, 3)), learn=tiny_learner(nn.Sequential(nn.Conv2d(2, 6, 3), nn.Conv2d(6, 3, 2), nn.Flatten(), nn.Linear(27, 3))))
+    assert lines(capsys)[-2:] == ['1:3 holds in 1 of 1 layers', '0 is left dense: 2 input channels are no multiple of 3']
+
+def test_a_plot_begins_where_the_fit_does():
+    cb = SparsifyCallback(50, schedule=one_shot, start_epoch=2)
+    fit(cb, 4)
+    x,y = cb.plot().get_lines()[0].get_data()
+    assert (x[0], y[0]) == (0, 0) and list(x[1:]) == cb.history.step.tolist()
+    cb = SparsifyCallback(50, start_sparsity=20, schedule='lin')
+    fit(cb, 2)
+    assert cb.plot().get_lines()[0].get_ydata()[0] == 20
+
+@pytest.mark.parametrize('granularity', ['weight', 'filter'])
+@pytest.mark.parametrize('schedule', ['cyclic', 'ac_dc', 'dsd'])
+def test_a_fit_resumed_after_a_fall_holds_no_more_than_is_asked(schedule, granularity, tmp_path):
+    make = lambda: tiny_learner(path=tmp_path, dls=tiny_dls(n=30))
+    whole = SparsifyCallback(60, granularity, schedule=schedule, verbose=False)
+    count = lambda cb: Spy('after_batch', lambda l: tuple(h.dead for h in cb.sparsifier.layers) if l.training else None)
+    seen = count(whole)
+    make().fit(6, cbs=[whole, seen])
+    asked = [s for s in seen.seen if s]
+    for at in range(1, 6):
+        learn = make()
+        def stop(l, at=at):
+            if l.epoch == at: raise CancelFitException
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            learn.fit(6, cbs=[SparsifyCallback(60, granularity, schedule=schedule, verbose=False), Spy('before_epoch', stop, order=0)])
+            learn.save('part')
+            again,rest = make(),SparsifyCallback(60, granularity, schedule=schedule, verbose=False)
+            again.load('part')
+            seen = count(rest)
+            again.fit(6, start_epoch=at, cbs=[rest, seen])
+        assert [s for s in seen.seen if s] == asked[3*at:]
+
+@pytest.mark.parametrize('context', contexts)
+def test_callbacks_and_sparsifiers_can_be_pickled(context):
+    pickle.loads(pickle.dumps(SparsifyCallback(50, context=context)))
+    sp = pickle.loads(pickle.dumps(fs.Sparsifier(tiny_model(), context=context)))
+    sp.sparsify_model(50)
+    assert sum(l.dead for l in sp.layers) == 216
+
+def test_in_fine_tune_a_limit_of_the_head_does_not_stop_the_first_phase():
+    learn = tiny_learner(splitter=split, train_bn=False)
+    learn.fine_tune(2, cbs=SparsifyCallback(60, layer_type=(nn.Conv2d, nn.Linear), context='global', max_sparsity={'7':30}))
+    assert sum(zeros(learn.model, (nn.Conv2d, nn.Linear))) == 270 and zeros(learn.model, nn.Linear)[0] <= 5
+
 def test_reset_end_leaves_the_ticket():
     learn = tiny_learner()
     first = learn.model[0].weight.detach().clone()
@@ -791,7 +853,7 @@ def test_history_and_plot_are_there_after_the_fit():
     assert list(cb.history) == ['step', 'epoch', 'kind', 'target', 'measured']
     assert cb.history.values.tolist() == [[4, 0, 'epoch', 0., 0.], [8, 1, 'masks', 50., 50.], [8, 1, 'epoch', 50., 50.], [12, 2, 'epoch', 50., 50.], [16, 3, 'epoch', 50., 50.]]
     ax = cb.plot()
-    assert ax.get_lines()[0].get_ydata().tolist() == cb.history.target.tolist() and cb.plot(ax=ax) is ax
+    assert ax.get_lines()[0].get_ydata().tolist() == [0, *cb.history.target] and cb.plot(ax=ax) is ax
 
 def test_two_learners_share_a_schedule_and_a_criterion():
     s,c = partial(iterative, n_steps=4),fs.Criteria(torch.square)

@@ -184,6 +184,10 @@ def test_a_function_is_a_criterion():
 def test_a_criterion_and_its_name_are_the_same():
     for n,c in criterias.items(): assert as_criteria(n) is as_criteria(c) is c
 
+def test_a_function_of_two_arguments_is_asked_what_the_second_is():
+    with pytest.raises(ValueError, match=r'takes two arguments: say which the second is, with Criteria\(f, needs_grad=True\) for the gradient, or needs_rng=True'): as_criteria(lambda w, g: w*g)
+    assert as_criteria(torch.abs) and as_criteria(lambda w, p=2: w.abs()**p)
+
 @pytest.mark.parametrize('c', ['large', None, 3, [large_final]])
 def test_what_is_no_criterion_is_refused_with_the_choices(c):
     with pytest.raises(ValueError, match=r"criteria=.* is not a criterion; choose from \['random', .*or give a"): as_criteria(c)
@@ -208,7 +212,7 @@ def test_ones_own_criterion_prints_as_its_function():
 def test_a_criterion_that_contradicts_itself_is_refused(kwargs, message):
     with pytest.raises(ValueError, match=message): Criteria(**kwargs)
 
-@pytest.mark.parametrize('f,got', [(torch.sum, r'\(\)'), (lambda x: x[:2], r'\(2,\)'), (lambda x: 1., '1.0'), (lambda x: None, 'None')])
+@pytest.mark.parametrize('f,got', [(torch.sum, r'\(\)'), (lambda x: x[:2], r'\(2,\)'), (lambda x: 1., '1.0'), (lambda x: None, 'None'), (lambda x: x.numpy(), 'ndarray')])
 def test_scores_of_another_shape_are_refused(f, got):
     with pytest.raises(ValueError, match=rf'must give a score for each weight, shape \(4,\), got {got}'): Criteria(f)(w)
 

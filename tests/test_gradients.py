@@ -155,8 +155,56 @@ class Idle(nn.Module):
 def test_a_layer_that_never_gets_a_gradient_goes_by_position_and_it_is_said():
     cb = SparsifyCallback(50, criteria=taylor, schedule=Schedule(sched_oneshot))
     learn = tiny_learner(Idle())
-    with pytest.warns(UserWarning, match="Layer 'idle' has had no gradient, and the criterion scores by it: its weights go by position"): learn.fit(1, cbs=cb)
+    with pytest.warns(UserWarning, match="Layer 'idle' has had no gradient but zeros, and the criterion scores by it: its weights go by position"): learn.fit(1, cbs=cb)
     assert zeros(learn.model) == [54, 54] and cb.sparsifier.layers[1].mask.flatten().tolist() == [False]*54 + [True]*54
+
+def moves(cb): return [(r.step, r.measured) for r in cb.history.query('kind == "masks"').itertuples()]
+
+def test_a_layer_of_no_use_is_waited_for_ten_steps_and_no_longer():
+    cb = SparsifyCallback(50, criteria=taylor, schedule='lin')
+    learn = tiny_learner(Idle(), dls=tiny_dls(n=200))
+    with pytest.warns(UserWarning, match="Layer 'idle' has had no gradient but zeros"): learn.fit(1, cbs=cb)
+    steps = [s for s,_ in moves(cb)]
+    assert steps[0] == 11 and steps == list(range(11, 21)) and zeros(learn.model) == [54, 54]
+
+class TwoHeads(nn.Module):
+    "One is used in every other batch"
+    def __init__(self):
+        super().__init__()
+        self.a,self.b,self.i = nn.Linear(72, 3),nn.Linear(72, 3),0
+    def forward(self, x):
+        self.i += self.training
+        return (self.a if self.i % 2 else self.b)(x.flatten(1))
+
+@pytest.mark.parametrize('name', by_grad)
+def test_a_layer_that_is_left_out_of_a_step_keeps_what_it_has_heard(name):
+    cb = SparsifyCallback(50, criteria=name, schedule='lin', layer_type=nn.Linear)
+    learn = tiny_learner(TwoHeads(), dls=tiny_dls(n=80))
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', message='.*has had no gradient')
+        learn.fit(1, cbs=cb)
+    assert [s for s,_ in moves(cb)] == list(range(2, 9)) and zeros(learn.model, nn.Linear) == [108, 108]
+
+def test_an_empty_layer_is_not_waited_for():
+    model = tiny_model()
+    nn.init.zeros_(model[0].weight)
+    cb = SparsifyCallback(90, criteria=taylor, schedule='lin', keep_zeros=True, context='global')
+    learn = tiny_learner(model)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', message='.*Nothing is left')
+        learn.fit(2, cbs=cb)
+    assert [s for s,_ in moves(cb)] == [s for s,_ in moves(cb) if s] and len(moves(cb)) >= 5 and sum(zeros(learn.model)) == 388
+
+@pytest.mark.parametrize('f', [lambda w, g: g, lambda w, g: w])
+@pytest.mark.parametrize('accumulate', [False, True])
+def test_a_criterion_that_gives_back_what_it_got_changes_nothing(f, accumulate):
+    def run(*cbs):
+        learn = still()
+        seen = Spy('after_backward', lambda l: [(m.weight.detach().clone(), m.weight.grad.clone()) for m in convs(l.model)], order=0)
+        learn.fit(2, cbs=[seen, *cbs])
+        return seen.seen
+    a,b = run(),run(SparsifyCallback(0, criteria=Criteria(f, needs_grad=True, accumulate=accumulate), verbose=False))
+    assert all(torch.equal(x, y) for p,q in zip(a, b, strict=True) for m,n in zip(p, q) for x,y in zip(m, n))
 
 def test_a_fit_without_a_gradient_prunes_nothing_and_says_so():
     learn = tiny_learner()

@@ -72,7 +72,7 @@ def test_a_dict_of_rules(capsys):
     assert 'until a sparsity of [75, 75, 25, 50]%' in out and 'end of epoch 1: [75.0, 75.0, 25.0, 50.0]%' in out
 
 @pytest.mark.parametrize('kwargs,match', [
-    (dict(sparsity={'*.conv':50, 'blocks.0.*':20}), r"more than one of the rules matches 'blocks.0.conv'"), (dict(sparsity={'stem':50, nn.Conv2d:20}), r"more than one of the rules matches 'stem'"),
+    (dict(sparsity={'*.conv':50, 'blocks.0.*':20}), r"more than one of the rules matches 'blocks.0.conv'"), (dict(sparsity={'st*':50, nn.Conv2d:20}), r"more than one of the rules matches 'stem'; let one do so, or name it"),
     (dict(sparsity={'*.cnov':50}), r"names '\*.cnov': there is no such layer"), (dict(sparsity={'stem':50, 'blocks.0.conv':20}, exclude='stem'), r"sparsity names 'stem': there is no such layer")])
 def test_rules_that_overlap_or_find_nothing_are_refused_before_training(kwargs, match):
     learn = tiny_learner(Net())
@@ -138,3 +138,28 @@ def test_module_is_every_type_that_has_granularities():
     model = nn.Sequential(tiny_model(), nn.PReLU(4), nn.LayerNorm(3))
     assert [f.name for f,_ in select(model, nn.Module)[0]] == ['0.0', '0.3', '0.7']
     assert nn.PReLU not in Granularities.available_modules()
+
+# -- names before patterns, layers as rules ------------------------------------------------------------------------------------------
+
+def test_a_name_says_more_than_a_pattern():
+    learn = tiny_learner(Net())
+    learn.fit(1, cbs=SparsifyCallback({'*':50, 'stem':25, 'blocks.1.conv':75}, schedule='lin'))
+    assert share(learn, nn.Conv2d) == {'stem':25, 'blocks.0.conv':50, 'blocks.0.downsample':50, 'blocks.1.conv':75, 'blocks.1.downsample':50}
+    sp = Sparsifier(Net(), context='global', max_sparsity={'*':90, 'stem':10})
+    assert {l.name:l.limit for l in sp.layers} == {'stem':10, **{n:90 for n in ('blocks.0.conv', 'blocks.0.downsample', 'blocks.1.conv', 'blocks.1.downsample')}}
+
+def test_layers_are_rules_too():
+    m = Net()
+    assert [f.name for f,_ in select(m, nn.Conv2d, exclude=m.stem)[0]] == ['blocks.0.conv', 'blocks.0.downsample', 'blocks.1.conv', 'blocks.1.downsample']
+    assert [f.name for f,_ in select(m, nn.Conv2d, layers=[m.stem, m.blocks[1]])[0]] == ['stem', 'blocks.1.conv', 'blocks.1.downsample']
+    with pytest.raises(ValueError, match='exclude names Linear: there is no such layer'): select(m, nn.Conv2d, exclude=nn.Linear(1, 1))
+
+def test_a_function_that_fails_as_a_rule_is_told_what_it_is_called_with():
+    with pytest.raises(ValueError, match=r"the rule '<lambda>' fails for layer 'stem': TypeError: .*it is called with a layer's name and the layer"): select(Net(), nn.Conv2d, exclude=lambda m: True)
+
+def test_a_layer_of_another_type_is_told_apart_in_exclude_too():
+    with pytest.raises(ValueError, match="exclude names 'head', which is a Linear, and layer_type=Conv2d; add its type"): select(Net(), nn.Conv2d, exclude='head')
+
+def test_long_lists_of_names_are_cut():
+    m = nn.Sequential(*[nn.Linear(2, 2) for _ in range(12)])
+    with pytest.raises(ValueError, match=r"there is no such layer; close: \['0', '1', '2', '3', '4', '5', '6', '7'\] and 4 more"): select(m, nn.Linear, layers='xyz')

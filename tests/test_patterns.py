@@ -140,7 +140,7 @@ def test_at_the_end_of_a_fit_every_block_conforms(nm, schedule, context, capsys)
     cb = SparsifyCallback(nm=nm, schedule=schedule, context=context, layer_type=MANY)
     learn = tiny_learner(Net(), opt_func=Adam, wd=.1)
     exact = Spy('after_pred', lambda l: cb.sparsifier is None or all(not l.weight[~l.keep].any() for l in cb.sparsifier.layers if l.keep is not None))
-    with pytest.warns(UserWarning, match=r"Left dense, as granularity='\d:4 weights' does not fit: stem \(2 input channels are no multiple of 4\)"): learn.fit(3, cbs=[cb, exact])
+    with pytest.warns(UserWarning, match=r"Left dense, as nm=\(\d, 4\) does not fit: stem \(2 input channels are no multiple of 4\)"): learn.fit(3, cbs=[cb, exact])
     m,full = learn.model,100*(nm[1] - nm[0])//nm[1]
     assert all(exact.seen) and m.stem.weight.all()
     for l in (m.conv, m.one, m.three, m.head): assert is_nm(l, nm) and (schedule in ('cyclic', 'ac_dc') or (zeros_of_each(l, nm[1]) == nm[1] - nm[0]).all())
@@ -185,7 +185,10 @@ def test_conformity_can_be_asked_of_any_layer():
     for row,nm,yes in (([1., 0, 1, 0], (2, 4), True), ([1, 1, 1, 0], (2, 4), False), ([0, 0, 0, 0], (2, 4), True), ([0, 1, 1, 0], (1, 2), True), ([0, 0, 1, 1], (1, 2), False)):
         m.weight.data = torch.tensor([row]).float()
         assert is_nm(m, nm) is yes
-    with pytest.raises(ValueError, match='4 input channels are no multiple of 3'): is_nm(m, (1, 3))
+    assert not is_nm(m, (1, 3)) and not is_nm(nn.Embedding(4, 4))
+    for bad,match in ((nn.Sequential(m), 'Sequential has no weight of its own'), (nn.LSTM(4, 4), 'LSTM has no weight of its own')):
+        with pytest.raises(ValueError, match=match): is_nm(bad)
+    with pytest.raises(ValueError, match='nm=False is no pattern'): is_nm(m, False)
 
 def test_channels_last_weights_get_the_same_pattern():
     a = nn.Sequential(nn.Conv2d(8, 4, 3))
@@ -233,12 +236,12 @@ def test_blocks_in_a_fit(capsys):
         each = (m.weight == 0).unflatten(0, (-1, 3)).unflatten(2, (-1, 2)).sum((1, 3))
         assert set(each.flatten().tolist()) == {0, 6} and (each == 6).sum() == each.numel()//2
 
-@pytest.mark.parametrize('granularity,match', [((0, 1), 'a block is its size'), ((1, 1), 'a block is its size'), ((), 'a block is'), ((2.5,), 'a block is'), ((True, 2), 'a block is'), (3, 'granularity=3 is not one of')])
+@pytest.mark.parametrize('granularity,match', [((0, 1), 'a block is its size'), ((1, 1), 'a block is its size'), ((), 'a block is'), ((2.5,), 'a block is'), ((True, 2), 'a block is'), (3, 'granularity=3 must be a name')])
 def test_blocks_that_make_no_sense_are_refused(granularity, match):
     with pytest.raises(ValueError, match=match): SparsifyCallback(50, granularity)
 
 def test_layers_whose_size_is_no_multiple_are_left_dense_and_named():
-    with pytest.warns(UserWarning, match=r"Left dense, as granularity='4x1 blocks' does not fit: 0 \(6 output channels are no multiple of 4\)"):
+    with pytest.warns(UserWarning, match=r"Left dense, as granularity=\(4, 1\) does not fit: 0 \(6 output channels are no multiple of 4\)"):
         sp = Sparsifier(nn.Sequential(nn.Conv2d(2, 6, 3), nn.Conv2d(6, 8, 3)), (4, 1))
     assert [l.name for l in sp.layers] == ['1'] and sp.left_out == {'0':'6 output channels are no multiple of 4'}
     with pytest.raises(ValueError, match=r'granularity=\(1, 1, 2\) does not fit any layer: 0 \(3 along space are no multiple of 2\)'): Sparsifier(nn.Sequential(nn.Conv2d(2, 6, 3)), (1, 1, 2))

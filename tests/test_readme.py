@@ -81,9 +81,9 @@ def test_the_plan_shown_is_the_plan():
     with torch.no_grad():
         for p in learn.model.parameters(): p[p == 0] = 1e-6 # kaiming_normal_ may draw a 0, which counts
     call = re.search(r'`(SparsifyCallback\(90, schedule=iterative.*?\))`', README)[1]
-    shown = re.search(r'```\n(Layer               Type            Groups.*?)```', README, re.S)[1].splitlines()
+    shown = re.search(r'```\n(Layer     Name .*?)```', README, re.S)[1].splitlines()
     plan = str(eval(call, vars(fs)).plan(learn, 10)).splitlines()
-    assert [l for l in shown if l != '...'] == [l for l in plan if l in shown] and len(shown) == 8
+    assert [l for l in shown if l != '...'] == [l for l in plan if l in shown] and len(shown) == 9
 
 def test_links_lead_somewhere():
     for path in re.findall(r'\]\((?!https?://)([^)#]+)\)', README): assert (ROOT/path).exists(), path

@@ -327,7 +327,7 @@ def test_plot_draws_on_the_axes_it_is_given():
     assert ax.lines[0].get_ydata()[-1] == 100
 
 def test_plot_schedules_draws_the_seeds_last_figure():
-    ax = plot_schedules()
+    ax = plot_schedules(start_epoch=3)
     assert [l.get_label() for l in ax.lines] == ['one_shot', 'iterative', 'agp']
     assert (ax.get_xlabel(), ax.get_ylabel()) == ('epoch', 'sparsity (%)')
     one, three, cubic = (dict(zip(l.get_xdata().round(2).tolist(), l.get_ydata().tolist())) for l in ax.lines)

@@ -1,17 +1,20 @@
 """What comes into layers: sums by hand for every layer type, and a model that doesn't notice."""
+import pickle
 import random
 
 import numpy as np
 import pytest
 import torch
 from fastai.text.all import AWD_LSTM, awd_lstm_clas_config, get_text_classifier
-from helpers import tiny_model
+from fastai.vision.all import Callback, DataLoaders
+from helpers import Spy, tiny_learner, tiny_model
 from torch import nn
 from torch.nn import functional as F
 
-from fasterai_sched import Criteria, Sparsifier, wanda
+from fasterai_sched import Criteria, Sparsifier, SparsifyCallback, wanda
 from fasterai_sched.criteria import data_fns
-from fasterai_sched.signals import Inputs, as_batches, undisturbed, uses
+from fasterai_sched.signals import Inputs, as_batches, uses
+from fasterai_sched.untouched import evaluated
 
 def meets(m, x):
     "Of each weight, all the inputs it is multiplied with, one after the other: by a weight of 1 where all others are 0"
@@ -71,7 +74,7 @@ def test_batches_add_up():
 def test_an_embeddings_inputs_are_how_often_a_word_comes():
     m = nn.Embedding(4, 2)
     assert torch.equal(heard(m, torch.tensor([[0, 1, 1], [3, 1, 1]])), torch.tensor([1., 4, 0, 1]).sqrt()[:, None].expand(4, 2))
-    with pytest.raises(ValueError, match="data_fn='max' takes the largest input of a channel, and layer '0' has none"): heard(m, torch.tensor([[1]]), data_fn='max')
+    with pytest.raises(ValueError, match="data_fn='max' takes the largest input of a channel, and layer '0', an Embedding, has none"): heard(m, torch.tensor([[1]]), data_fn='max')
 
 def test_half_precision_is_heard_in_float32():
     m,x = nn.Linear(300, 2).bfloat16(),torch.full((4, 300), 200.).bfloat16()
@@ -110,6 +113,71 @@ def test_recalibrated_each_time_masks_grow_or_once():
         sp.sparsify_model(60)
         assert torch.equal(sp.layers[1].inputs, first) != again
 
+class Autocast(Callback):
+    "What MixedPrecision does, on the CPU"
+    order = 10
+    def before_batch(self):
+        self.autocast = torch.autocast('cpu', dtype=torch.bfloat16)
+        self.autocast.__enter__()
+    def after_pred(self): self.learn.pred = self.pred.float()
+    def after_loss(self): self.autocast.__exit__(None, None, None)
+
+def test_calibration_leaves_no_low_precision_copies_of_weights_behind():
+    def forward(l):
+        if not l.training: return 0.
+        with torch.autocast('cpu', dtype=torch.bfloat16, cache_enabled=False): return float((l.pred - l.model(*l.xb).float()).abs().max())
+    model = nn.Sequential(nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.Flatten(), nn.Linear(24, 3))
+    learn,seen = tiny_learner(model),Spy('after_pred', forward)
+    learn.fit(1, cbs=[SparsifyCallback(90, criteria=wanda, schedule='lin'), Autocast(), seen])
+    assert not any(seen.seen)
+
+def test_a_part_of_a_model_hears_what_comes_into_it():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 2, 1, bias=False), nn.Sequential(nn.Conv2d(2, 4, 1), nn.ReLU()), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    model[0].weight.data = torch.tensor([[1., 1], [1e-3, 0]])[..., None, None]
+    cb = SparsifyCallback(50, criteria=wanda, model=model[1], schedule='lin')
+    learn = tiny_learner(model, lr=0)
+    learn.fit(1, cbs=cb)
+    a,b = cb.sparsifier.layers[0].inputs.flatten()
+    assert a > 100*b
+
+@pytest.mark.parametrize('data,match', [
+    (5, 'data=5 must be a tensor, or batches as a DataLoader or a list holds them'), ('oops', "data='oops' must be a tensor"), ([], 'data=list gave no batch'), ([3], 'data=list holds 3, which is no batch'),
+    (torch.randn(4, 5, 6, 6), r"data=Tensor: the model can't be run on what it holds, \(4, 5, 6, 6\): RuntimeError"), ((torch.randn(4, 2, 6, 6), torch.zeros(4)), r"data=tuple: the model can't be run on what it holds, \(4,\)")])
+def test_data_of_no_use_is_refused_before_training(data, match):
+    learn = tiny_learner()
+    before = {k:v.clone() for k,v in learn.model.state_dict().items()}
+    with pytest.raises(ValueError, match=match): learn.fit(2, cbs=SparsifyCallback(50, criteria=wanda, data=data, start_epoch=1))
+    assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items())
+    with pytest.raises(ValueError, match='data=<.*DataLoaders .* must be a tensor, or batches'): learn.fit(1, cbs=SparsifyCallback(50, criteria=wanda, data=learn.dls))
+
+def test_a_generator_of_batches_is_read_once_and_kept():
+    learn = tiny_learner()
+    learn.fit(2, cbs=SparsifyCallback(50, criteria=wanda, schedule='lin', data=(torch.randn(4, 2, 6, 6) for _ in range(2))))
+    assert [int((m.weight == 0).sum()) for m in (learn.model[0], learn.model[3])] == [54, 162]
+
+def test_many_looks_at_many_batches_are_warned_of():
+    learn = tiny_learner()
+    with pytest.warns(UserWarning, match=r'The 4 batches of data= are looked at each time the masks grow, 8 times with schedule=lin: 32 forward passes beside the 8 of training. recalibrate=False looks once'):
+        learn.fit(2, cbs=SparsifyCallback(50, criteria=wanda, schedule='lin', data=learn.dls.train))
+
+@pytest.mark.parametrize('make,match', [
+    (lambda: nn.TransformerEncoderLayer(6, 2, 8, batch_first=True), r"Nothing came into layers \['0.self_attn.out_proj'\] when the model was run in evaluation mode"), (lambda: TrainsMore(), r"Nothing came into layers \['0.extra'\]")])
+def test_layers_that_are_not_called_are_named_before_training(make, match):
+    learn = tiny_learner(nn.Sequential(make(), nn.Flatten(), nn.LazyLinear(3)))
+    learn.dls = DataLoaders.from_dsets([(torch.randn(5, 6), i % 3) for i in range(8)], [(torch.randn(5, 6), 0)], bs=4, num_workers=0, device='cpu')
+    learn.model(torch.randn(2, 5, 6))
+    before = {k:v.clone() for k,v in learn.model.state_dict().items()}
+    with pytest.raises(ValueError, match=match): learn.fit(3, cbs=SparsifyCallback(50, criteria=wanda, layer_type=nn.Linear, start_epoch=2))
+    assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items())
+
+class TrainsMore(nn.Module):
+    "A head for training only"
+    def __init__(self):
+        super().__init__()
+        self.used,self.extra = nn.Linear(6, 6),nn.Linear(6, 6)
+    def forward(self, x): return self.used(x) + (self.extra(x) if self.training else 0)
+
 def test_without_batches_it_says_what_to_give():
     sp = Sparsifier(tiny_model(), criteria=wanda)
     assert not sp.sparsify_model(0)
@@ -128,7 +196,7 @@ def test_layers_that_nothing_comes_into_are_named():
             super().__init__()
             self.used,self.idle = nn.Linear(3, 3),nn.Linear(3, 3)
         def forward(self, x): return self.used(x)
-    with pytest.raises(ValueError, match=r"Nothing came into layers \['idle'\].*exclude="): Sparsifier(Idle(), criteria=wanda, layer_type=nn.Linear, data=torch.randn(2, 3)).sparsify_model(50)
+    with pytest.raises(ValueError, match=r"Nothing came into layers \['idle'\] when the model was run in evaluation mode.*exclude="): Sparsifier(Idle(), criteria=wanda, layer_type=nn.Linear, data=torch.randn(2, 3)).sparsify_model(50)
 
 def test_a_type_whose_inputs_are_not_known_is_refused_and_can_be_added(monkeypatch):
     class Mine(nn.Module):
@@ -241,12 +309,89 @@ def test_batches_are_what_dataloaders_give(data, args, kwargs):
     (a,k), = as_batches(data)
     assert len(a) == args and set(k) == set(kwargs)
 
-def test_undisturbed_models_evaluate_without_gradients():
+def test_models_are_looked_at_in_evaluation_mode_and_without_gradients():
     m = nn.Sequential(nn.Dropout(.5), nn.Linear(2, 2))
-    with undisturbed(m):
+    with evaluated(m):
         assert not torch.is_grad_enabled() and not any(s.training for s in m.modules())
         m.extra = 3
     assert m.training and not hasattr(m, 'extra') and torch.is_grad_enabled()
+
+class Remembers(nn.Module):
+    "Changes whatever it can at each forward"
+    def __init__(self):
+        super().__init__()
+        self.a,self.log,self.seen,self.t,self.calls = nn.Conv2d(2, 4, 3),[1],{},torch.zeros(2),0
+        self.register_buffer('n', torch.zeros(()))
+    def forward(self, x):
+        self.n = self.n + 1 # a new tensor
+        self.log.append(1)
+        self.seen[len(self.log)] = 1
+        self.t += 1
+        self.calls += 1
+        random.random(); np.random.rand(); torch.rand(1)
+        self.feat = self.a(x)
+        return self.feat
+
+@pytest.mark.parametrize('how', ['calibrated', 'traced', 'planned'])
+def test_whatever_a_forward_changes_is_changed_back(how):
+    m = Remembers()
+    def state(): return (dict(m.seen), list(m.log), m.t.clone().tolist(), m.calls, float(m.n), id(m.n), hasattr(m, 'feat'), torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist())
+    if how == 'planned': learn = tiny_learner(nn.Sequential(m, nn.Flatten(), nn.Linear(64, 3)))
+    x = torch.randn(4, 2, 6, 6)
+    before = state()
+    if how == 'calibrated': Sparsifier(m, criteria=wanda).calibrate(x)
+    elif how == 'traced': Sparsifier(m, 'filter').sparsify_model(50)
+    else: SparsifyCallback(50, 'filter').plan(learn, 2)
+    assert state() == before
+    pickle.dumps(m)
+
+def test_a_weight_that_two_layers_share_hears_what_comes_into_both():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words,self.out = nn.Embedding(4, 3),nn.Linear(3, 4, bias=False)
+            self.out.weight = self.words.weight
+        def forward(self, x): return self.out(self.words(x))
+    m,x = Tied(),torch.tensor([[0, 1, 1]])
+    sp = Sparsifier(m, criteria=wanda, layer_type=nn.Linear, data=x)
+    sp.calibrate(x)
+    h = m.words(x)[0].detach()
+    counts = torch.tensor([1., 2, 0, 0])[:, None]
+    assert torch.allclose(sp.layers[0].inputs.expand(4, 3), (counts + h.square().sum(0)).sqrt())
+
+def test_means_over_tokens():
+    assert torch.equal(heard(nn.Embedding(4, 1), torch.tensor([0, 1, 1, 2]), data_fn='mean').flatten(), torch.tensor([.25, .5, .25, 0]))
+
+def test_a_layer_called_with_more_than_its_input_is_refused():
+    class Sized(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up = nn.ConvTranspose2d(2, 2, 2, stride=2)
+        def forward(self, x): return self.up(x, output_size=(9, 9))
+    with pytest.raises(ValueError, match=r"Layer 'up' \(ConvTranspose2d\) is called with more than its input"): Sparsifier(Sized(), criteria=wanda, layer_type=nn.ConvTranspose2d).calibrate(torch.randn(1, 2, 4, 4))
+
+def test_only_a_criterion_that_looks_at_inputs_is_calibrated():
+    sp = Sparsifier(tiny_model())
+    with pytest.raises(ValueError, match='criteria=large_final does not look at inputs: there is nothing to calibrate'): sp.calibrate(torch.randn(2, 2, 6, 6))
+    with pytest.raises(ValueError, match='data= is for criteria that look at inputs'): sp.sparsify_model(50, data=torch.randn(2, 2, 6, 6))
+    with pytest.raises(ValueError, match='recalibrate= is for criteria that look at inputs'): Sparsifier(tiny_model(), recalibrate=False)
+
+def test_batches_given_with_a_call_are_looked_at():
+    sp = Sparsifier(tiny_model(), criteria=wanda, recalibrate=False, data=torch.randn(2, 2, 6, 6))
+    sp.sparsify_model(20)
+    first = sp.layers[0].inputs
+    sp.sparsify_model(40)
+    assert sp.layers[0].inputs is first
+    sp.sparsify_model(60, data=torch.randn(2, 2, 6, 6))
+    assert sp.layers[0].inputs is not first
+
+def test_a_scale_names_selected_layers():
+    for key in ('typo', nn.Linear(2, 2)):
+        with pytest.raises(ValueError, match=r"scale names '(typo|Linear)', which is not a selected layer; these are: \['0', '3'\]"): Sparsifier(tiny_model(), criteria=Criteria(torch.abs, scale={key:[1., 2]}))
+    with pytest.raises(ValueError, match="scale of '0'='ab' must be a number for each input channel"): Sparsifier(tiny_model(), criteria=Criteria(torch.abs, scale={'0':'ab'}))
+    m = nn.Sequential(nn.LSTM(3, 3))
+    sp = Sparsifier(m, criteria=Criteria(torch.abs, scale={m[0]:[9., 1, 1]}), layer_type=nn.LSTM)
+    assert all(l.inputs is not None for l in sp.layers)
 
 def test_several_processes_hear_as_one():
     m,a,b = nn.Linear(3, 2),torch.randn(4, 3),torch.randn(2, 3)
