@@ -31,6 +31,12 @@ def test_a_plain_training_loop_stays_sparse(capsys):
     assert sum(int((m.weight == 0).sum()) for m in model.modules() if isinstance(m, nn.Linear)) == 300 # of 600, exactly
     assert 'Overall              all             600        300           50.00%' in capsys.readouterr().out
 
+def test_a_loop_along_a_schedule_by_gradients():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(72, 8), nn.ReLU(), nn.Linear(8, 3))
+    batches = [(torch.randn(8, 2, 6, 6), torch.randint(0, 3, (8,))) for _ in range(5)]
+    exec('from fasterai_sched import *\n' + BLOCKS[2], dict(model=model, nn=nn, batches=batches, optimizer=torch.optim.Adam(model.parameters())))
+    assert [int((m.weight == 0).sum()) for m in model.modules() if isinstance(m, nn.Linear)] == [518, 21] # floors of 576 and 24
+
 def test_the_one_line_use(capsys):
     from fastai.vision.all import CrossEntropyLossFlat, Learner
     from helpers import tiny_dls
@@ -48,7 +54,7 @@ def test_the_lines_of_works_with(tmp_path):
         if learn.epoch == 4: raise CancelFitException
     learn.fit(10, cbs=[fs.SparsifyCallback(90, verbose=False), Spy('before_epoch', stop)])
     learn.save('epoch3')
-    resume,keep,two,average = BLOCKS[2].split('\n\n')
+    resume,keep,two,average = BLOCKS[3].split('\n\n')
     learn = tiny_learner(path=tmp_path)
     space = dict(learn=learn, SparsifyCallback=fs.SparsifyCallback, nn=nn, average=AveragedModel(tiny_model(1)), sp_cb=fs.SparsifyCallback(50))
     exec(resume, space)
