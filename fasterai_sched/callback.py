@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 from fastai.callback.core import Callback
-from fastai.callback.fp16 import MixedPrecision
-from fastai.callback.training import GradientAccumulation
+from fastai.callback.fp16 import MixedPrecision, ModelToHalf, NonNativeMixedPrecision
+from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.imports import noop # the one `no_logging` sets, and not fastcore's
 from fastai.torch_core import get_model, num_distrib, rank_distrib
 from fastcore.imports import in_notebook
@@ -17,7 +17,7 @@ from fastcore.imports import in_notebook
 from .column import Column
 from .criteria import large_final
 from .layers import find, fitting
-from .optim import find_masters, slow_weights, state_of
+from .optim import find_masters, keeps_zeros, slow_weights, state_of
 from .options import Options, check_round_to, check_whole
 from .plan import Plan, make_plan
 from .report import sparsity_report
@@ -99,6 +99,7 @@ class SparsifyCallback(Callback):
         sched_func=None,          # The older word for `schedule`
         layers=None,              # Which of the layers: names, globs ('layer4.*'), compiled regular expressions, types, functions of (name, layer); one or a list
         exclude=None,             # Which of them not, by the same rules
+        update_every:int=1,       # Move the masks every so many batches only; the target is exact at the end of each epoch and on the last batch all the same
         max_sparsity=None,        # Of no layer prune more than this, in percent, however many others go: a number, or a dict of rules. Not with 'local'
         data=None,                # For criteria that look at inputs (wanda): batches to calibrate on, as a DataLoader gives them; None: the training batch at hand
         recalibrate:bool=True,    # Look at the inputs again each time the masks grow; False: once
@@ -122,6 +123,8 @@ class SparsifyCallback(Callback):
         if round_to and o.nm: raise ValueError(f"round_to={round_to!r} does not go with nm={o.nm!r}, a pattern of its own")
         for n,v in dict(rewind_epoch=rewind_epoch, start_epoch=start_epoch).items(): check_whole(n, v)
         check_whole('end_epoch', end_epoch, 1)
+        if update_every is None: raise ValueError("update_every=None must be a whole number of at least 1")
+        check_whole('update_every', update_every, 1)
         if end_epoch is not None and start_epoch is not None and end_epoch <= start_epoch:
             raise ValueError(f"end_epoch={end_epoch} must come after start_epoch={start_epoch}")
         self._rewinds = Rewinds(lth, rewind_epoch, reset_end, save_tickets)
@@ -130,7 +133,7 @@ class SparsifyCallback(Callback):
         self.sparsity,self.start_sparsity,self.start_epoch,self.end_epoch = plain_numbers(target),plain_numbers(start_sparsity),start_epoch,end_epoch
         self.granularity,self.context,self.criteria,self.layer_type = granularity,context,o.criteria,o.layer_type
         self.layers,self.exclude,self.keep_zeros,self.data,self.round_to,self.verbose = select,exclude,keep_zeros,o.data,round_to,verbose
-        self.lth,self.rewind_epoch,self.reset_end,self.save_tickets = lth,rewind_epoch,reset_end,save_tickets
+        self.lth,self.rewind_epoch,self.reset_end,self.save_tickets,self.update_every = lth,rewind_epoch,reset_end,save_tickets,update_every
         o.data = None # it does not travel with `learn.export`
         self.sparse_model,self._rows = model,[] # not `model`: that would hide learn.model
         self._companions = [_BeforeAll(self._begin_fit), _BeforeClip(self._with_gradients), _AfterAll(self._end_fit)]
@@ -327,8 +330,8 @@ class SparsifyCallback(Callback):
             if self.criteria.needs_data and self.data is None: data = self._batch
             if data == []: return self._wait('a batch')
         self._due,grown = due,sp.sparsity
-        if not sp.sparsify_model(due, self.round_to, data): return
-        self._mask_state()
+        if not sp.sparsify_model(due, self.round_to, data, clean=self._zeros_stay): return
+        self._mask_state(fresh=True)
         self._moving,self._moved,self._ticket,grown = False,True,None,sp.sparsity > grown
         self._log_row(step, 'masks', sp.sparsity)
         if self.lth and grown: self._rewind_to_ticket()
@@ -357,6 +360,7 @@ class SparsifyCallback(Callback):
         if self._unchecked: self._check_inputs()
         if not self._moving: return
         step = self.epoch*self.n_iter + min(self.iter + 1, self.n_iter) # a dataloader may give more than its length says
+        if step % self.update_every and step != self.n_epoch*self.n_iter: return
         pct = step/(self.n_epoch*self.n_iter)
         due,sp = self.target.due(pct),self.sparsifier
         if due != self._due and (sp.falls(due) or sp.awaits_grad(due)): self._later = pct,step
@@ -387,9 +391,16 @@ class SparsifyCallback(Callback):
         self._stepping = self._moving = True
 
     def after_step(self):
-        "Whatever the optimizer did"
-        if self._on: self.sparsifier.apply_masks()
+        "Whatever the optimizer did, unless it is sure to have left zeros alone"
+        if self._on: self.sparsifier.trust_masks() if self._zeros_stay else self.sparsifier.apply_masks()
         self._stepping,self._moving = False,True
+
+    @property
+    def _zeros_stay(self):
+        "Whether nothing writes to pruned weights between two forward passes: the optimizer would not, and the callbacks are fastai's (but for those that may) and ours"
+        ours,may = (SparsifyCallback, _BeforeAll, _BeforeClip, _AfterAll),(GradientClip, NonNativeMixedPrecision, ModelToHalf) # a norm of NaN makes every gradient NaN
+        return not self.sparsifier.masters and keeps_zeros(self.learn.opt) and all(
+            isinstance(cb, ours) or type(cb).__module__.startswith('fastai.') and not isinstance(cb, may) for cb in self.learn.cbs)
 
     # -- an epoch ends -----------------------------------------------------------------------------------------------------------
 
@@ -475,9 +486,9 @@ class SparsifyCallback(Callback):
 
     # -- afterwards --------------------------------------------------------------------------------------------------------------
 
-    def _mask_state(self):
+    def _mask_state(self, fresh=False):
         "Zero what the optimizer holds for pruned weights: averages, and the slow weights of Lookahead"
-        self.sparsifier.mask_state(state_of(self.learn.opt), slow_weights(self.learn.opt))
+        self.sparsifier.mask_state(state_of(self.learn.opt), slow_weights(self.learn.opt), fresh)
 
     def rewind(self):
         "Put the model back to the weights saved at `rewind_epoch`, pruned ones 0: the lottery ticket. The optimizer forgets its averages"

@@ -89,6 +89,11 @@ class Criteria:
         return self.needs_init or self.needs_update
 
     @property
+    def by_magnitude(self):
+        "Whether single weights go by their magnitude alone"
+        return self.f is torch.abs and self.normalizer is None and not (self.needs_ref or self.needs_data or self.scale)
+
+    @property
     def __name__(self): return next((n for n,c in criterias.items() if c is self), getattr(self.f, '__name__', type(self.f).__name__))
     def __repr__(self): return f"Criteria({self.__name__})"
 

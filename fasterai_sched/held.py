@@ -8,7 +8,8 @@ from torch import Tensor
 
 from .granularity import Cut, Granularities
 from .layers import Found
-from .masks import lowest_of_each
+from .lowest import Part
+from .masks import drop, hold, lowest_of_each
 from .report import n_zeros
 
 __all__ = ['Held']
@@ -31,6 +32,8 @@ class Held(Found):
         self.ref    = None  # what the criterion compares with
         self.heard  = None  # a score for each weight, from the gradients so far
         self.inputs = None  # a factor for the scores, from the inputs; broadcasts to the weight
+        self.done   = False # whether the last move has set the weights to 0 that it pruned
+        self.fresh  = None  # the places of the weights that the last move pruned, flat, where they were few; None: not known
         self.frozen = False
         self.after  = []    # (parameter, its values when each channel died): the bias and the batch norm of whole output channels
         self.scale  = None  # which of them is the batch norm's weight
@@ -39,6 +42,10 @@ class Held(Found):
 
     @property
     def dim(self): return list(self.cut.dims)
+    @property
+    def single(self):
+        "Whether its groups are single weights, each for itself"
+        return self.cut.plain and self.cut.dims == (0,)
     @property
     def n(self): return self.cut.n
     @property
@@ -66,6 +73,33 @@ class Held(Found):
 
     # -- which go ----------------------------------------------------------------------------------------------------------------
 
+    def part(self,
+        criteria,                  # A `Criteria`
+        generator:torch.Generator, # For one that draws
+        own:bool,                  # Whether what goes may be pruned in place: weight and mask
+        clean:bool                 # Whether pruned weights are known to be 0
+    ) -> tuple:                    # What `lowest` chooses from; of an N:M pattern also which weight of each group would go
+        "What the groups are worth; raises ValueError, naming the layer, where the criterion fails"
+        if criteria.by_magnitude and self.inputs is None and self.single:
+            return Part(self.weight, self.mask, True, self.n - self.dead, own and self.weight.is_contiguous(), clean),None
+        scores,low = self.scores(criteria, generator)
+        return Part(scores, self.mask, alive=self.n - self.dead),low
+
+    @property
+    def shape(self):
+        "Of its scores and its mask"
+        return [1 if d in self.dim else n for d,n in enumerate(self.cut.shape, 1)]
+
+    def shaped(self, part, criteria):
+        "The scores of a `Part` of it as floats, in their shape; raises ValueError for NaN"
+        x = part.scores.abs().float() if part.magnitude and part.scores.itemsize < 8 else part.scores.abs() if part.magnitude else part.scores
+        if x.sum().isnan() and x.isnan().any(): raise self.is_nan(criteria)
+        return x.view(self.shape)
+
+    def is_nan(self, criteria):
+        "The error for scores that are no numbers"
+        return ValueError(f"criteria={criteria.__name__} gives NaN for layer {self.name!r}: are its weights{' and gradients' if criteria.needs_grad else ''} finite?")
+
     def scores(self,
         criteria,                 # A `Criteria`
         generator:torch.Generator # For one that draws
@@ -78,8 +112,7 @@ class Held(Found):
             factors = None if self.inputs is None else see(self.inputs.expand(self.weight.shape))
             scores = criteria.grouped(single, (0,) if self.cut.nm else self.dim, factors)
         except Exception as e: raise ValueError(f"criteria={criteria.__name__} fails for layer {self.name!r}: {type(e).__name__}: {e}") from e
-        if scores.sum().isnan() and scores.isnan().any():
-            raise ValueError(f"criteria={criteria.__name__} gives NaN for layer {self.name!r}: are its weights{' and gradients' if criteria.needs_grad else ''} finite?")
+        if scores.sum().isnan() and scores.isnan().any(): raise self.is_nan(criteria)
         return lowest_of_each(scores, self.dim[0] - 1, self.size) if self.cut.nm else (scores, None)
 
     @property
@@ -109,17 +142,29 @@ class Held(Found):
         g = self.cut.view(g.detach()).abs().float()
         return g if self.dim == [0] else g.mean([d-1 for d in self.dim], keepdim=True)
 
+    def zero(self,
+        t:Tensor=None, # The optimizer's copy of the weight, or what it holds about it; None: the weight, and what dies with its channels
+        fresh:bool=False # Only where the last move has pruned: the rest is 0 already
+    ):
+        "Zero what the mask does not keep"
+        if self.mask is None or t is None and fresh and self.done: return
+        if fresh and self.fresh is not None and (t is None or t.is_contiguous()) and self.weight.is_contiguous(): return drop(self.weight if t is None else t, self.fresh)
+        if t is not None: return hold(t, self.keep)
+        for p,keep in self.held: hold(p, keep)
+
     # -- the mask ----------------------------------------------------------------------------------------------------------------
 
     def set_mask(self,
-        mask:Tensor,    # Which groups are kept, the scores' shape
-        low:Tensor=None # N:M: which weights of a group go when it is pruned, `cut.shape`
+        mask:Tensor,     # Which groups are kept, the scores' shape
+        low:Tensor=None, # N:M: which weights of a group go when it is pruned, `cut.shape`
+        dead:int=None,   # How many are not; None: to be counted
+        fresh:Tensor=None # The places of the weights that are pruned now and were not before, if known
     ):
         "Hold these groups at 0. What died with a channel and what returns with it comes along"
         before = self.alive
         self.keep = self.cut.spread(mask, self.weight.shape) if self.cut.nm is None else self._pattern(mask, low)
-        self.dead = n_zeros(mask)
-        self.mask = mask
+        self.dead = n_zeros(mask) if dead is None else dead
+        self.mask,self.fresh = mask,fresh
         if not self.dead: self.mask = self.keep = None
         if self.after: self._bury(before)
 
@@ -150,7 +195,7 @@ class Held(Found):
         zero = self.cut.view(self.weight.detach() == 0)
         dims = tuple(d-1 for d in self.dim if d)
         gone = zero if not dims else zero.sum(dims, keepdim=True) >= self.size if self.cut.nm else zero.all(dims, keepdim=True)
-        self.mask = self.keep = self.first = None
+        self.mask = self.keep = self.first = self.fresh = None
         self.kept = self.dead = 0
         if zero.all() and not keep_empty:
             return warnings.warn(f"The weights of layer {self.name!r} are all zero: taken for an initialisation, they stay trainable (keep_zeros=True keeps them)")

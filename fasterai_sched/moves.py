@@ -8,6 +8,7 @@ import torch
 
 from .budgets import allot, pool
 from .held import Held
+from .lowest import NotANumber, lowest
 from .masks import keep_masks, n_pruned, round_kept
 from .options import Options
 from .report import n_zeros
@@ -81,7 +82,8 @@ class Budget:
     def move(self,
         s:float,                  # Percent
         round_to:int,             # Multiple for the groups kept, or None
-        generator:torch.Generator # For a criterion that draws
+        generator:torch.Generator, # For a criterion that draws
+        clean:bool=False          # Whether pruned weights are known to be 0
     ) -> bool:                    # Whether any mask is another now
         "Bring the masks to `s` percent"
         # what was zero before stays so until the schedule itself falls
@@ -91,43 +93,55 @@ class Budget:
         k,before = self.wanted(s, round_to),[l.dead for l in self.layers]
         # what does not fit whole groups, or is rounded, leaves less pruned than `k`: a fall never prunes more
         if self.asked != (s, self.pruned, round_to) and (k < self.pruned or (self.context.density if falls else k > self.pruned)):
-            masks,lows = (self._shrunk(k, round_to), [None]*len(before)) if falls or k < self.pruned else self._grown(k, round_to, generator)
-            for l,mask,low in zip(self.layers, masks, lows): l.set_mask(mask, low)
+            for l in self.layers: l.fresh,l.done = None,False
+            if falls or k < self.pruned:
+                for l,mask in zip(self.layers, self._shrunk(k, round_to)): l.set_mask(mask)
+            else: self._grow(k, round_to, generator, clean)
         self.asked = s,self.pruned,round_to
         if not self.alone: self._warn_of_empty(before)
         return before != [l.dead for l in self.layers]
 
-    def _grown(self, k, round_to, generator):
-        "What each layer keeps with `k` pruned, and of an N:M pattern which weights go"
-        scores,lows = zip(*[l.scores(self.options.criteria, generator) for l in self.layers])
-        masks = self._shared(k, scores, [l.mask for l in self.layers])
-        if round_to and not self.alone: # each layer from where it was: rounding keeps the highest of what would have gone
-            masks = [keep_masks([sc], [l.mask], max(round_kept(n_zeros(m), l.n, round_to), l.dead))[0] for l,m,sc in zip(self.layers, masks, scores)]
-        return masks,lows
+    def _grow(self, k, round_to, generator, clean):
+        "Prune down to `k`"
+        ls,context = self.layers,self.context
+        direct = self.alone or context.by_score and context.in_groups and context.rescale is None and not round_to and all(l.most >= l.n for l in ls)
+        parts,lows = zip(*[l.part(self.options.criteria, generator, direct or context.density is not None, clean) for l in ls])
+        if direct: gone = self._lowest(parts, k - sum(l.dead for l in ls), ls)
+        else:
+            if context.by_score: ks = [n_zeros(m) for m in pool(context, [l.shaped(p, self.options.criteria) for p,l in zip(parts, ls)], [l.mask for l in ls], [l.size for l in ls], [max(l.most, l.dead) for l in ls], k, names=[l.name for l in ls])]
+            else: ks = self._allotted(k, [(l.dead, max(l.most, l.dead)) for l in ls])
+            if round_to: ks = [max(round_kept(n, l.n, round_to), l.dead) for n,l in zip(ks, ls)] # each from where it was: rounding keeps the highest of what would have gone
+            gone = [self._lowest([p], n - l.dead, [l])[0] for p,n,l in zip(parts, ks, ls)]
+        for l,g,low in zip(ls, gone, lows):
+            places = g.places if l.single else None
+            if g.n: l.set_mask(g.keep.view(l.shape), low, l.dead + g.n, places)
+            else: l.fresh = places
+            l.done = g.zero
+
+    def _lowest(self, parts, k, layers):
+        try: return lowest(parts, k)
+        except NotANumber as e: raise layers[e.part].is_nan(self.options.criteria) from e
 
     def _shrunk(self, k, round_to):
         "The same with fewer pruned: groups come back, those with the largest gradient first, but not those that are to be kept"
         ls = self.layers
-        scores = [torch.zeros([1 if d in l.dim else n for d,n in enumerate(l.cut.shape, 1)], device=l.weight.device) for l in ls]
+        scores = [torch.zeros(l.shape, device=l.weight.device) for l in ls]
         back = [l.grad_of_groups() for l in ls]
         if any(b is None for b in back): back = scores
         kept  = [l.first if l.kept else None for l in ls]
         masks = [l.mask if f is None else l.mask | f for l,f in zip(ls, kept)]
-        out = self._shared(k, scores, masks, back)
+        out = self._returned(k, scores, masks, back)
         if round_to and not self.alone:
             ks  = [max(round_kept(n_zeros(m) + l.kept, l.n, round_to), l.kept) - l.kept for l,m in zip(ls, out)]
             out = [keep_masks([sc], [m], k, [b])[0] for sc,m,k,b in zip(scores, masks, ks, back)]
         return [m if f is None else m & ~f for m,f in zip(out, kept)]
 
-    def _shared(self, k, scores, masks, back=None):
-        "Masks with `k` pruned in all, as the context has it; with `back`, of what is not to be kept"
-        ls,context = self.layers,self.context
-        kept = 0 if back is None else self._sum('kept')
-        if self.alone: return keep_masks(scores, masks, k - kept, back)
-        if context.by_score: return pool(context if back is None else replace(context, rescale=None), scores, masks, [l.size for l in ls],
-                                         [max(l.most, l.dead) if back is None else l.n for l in ls], k - kept, back, [l.name for l in ls])
-        ks = self._allotted(k, [(l.dead if back is None else l.kept, max(l.most, l.dead)) for l in ls])
-        if back is None: return [keep_masks([sc], [m], n)[0] for sc,m,n in zip(scores, masks, ks)]
+    def _returned(self, k, scores, masks, back):
+        "Masks with `k` pruned in all, as the context has it, of what is not to be kept"
+        ls = self.layers
+        if self.alone: return keep_masks(scores, masks, k - self._sum('kept'), back)
+        if self.context.by_score: return pool(replace(self.context, rescale=None), scores, masks, [l.size for l in ls], [l.n for l in ls], k - self._sum('kept'), back)
+        ks = self._allotted(k, [(l.kept, max(l.most, l.dead)) for l in ls])
         return [keep_masks([sc], [m], min(n, l.dead) - l.kept, [b])[0] for l,sc,m,n,b in zip(ls, scores, masks, ks, back)]
 
     def _warn_of_empty(self, before):

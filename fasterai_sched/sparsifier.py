@@ -13,7 +13,7 @@ from .criteria import large_final
 from .granularity import is_nm
 from .held import Held
 from .layers import select, value_of_each
-from .masks import n_pruned
+from .masks import hold, n_pruned
 from .moves import Budget
 from .options import Options, check_percent, check_round_to
 from .report import sparsity_report
@@ -201,10 +201,11 @@ class Sparsifier:
         check_round_to(round_to)
         if round_to and self.options.nm: raise ValueError(f"round_to={round_to!r} does not go with nm={self.options.nm!r}, a pattern of its own")
 
-    def _bring(self, budget, s, round_to):
+    def _bring(self, budget, s, round_to, clean=False):
         "Move the masks of a budget; whether they moved"
-        moved = budget.move(s, round_to, self.generator)
-        self._zero(budget.layers)
+        moved = budget.move(s, round_to, self.generator, clean)
+        for l in budget.layers:
+            if moved or not clean: self._zero(l, moved and (l.done or clean))
         if moved and self.criteria.needs_update:
             for l in budget.layers: l.ref = l.weight.detach().clone()
         return moved
@@ -212,14 +213,17 @@ class Sparsifier:
     def sparsify_model(self,
         sparsity,          # Percent, 0 to 100: one number, a list (one a selected layer, in model order) or a dict of layer names
         round_to:int=None, # Make the number of groups kept in a layer a multiple of this, or all
-        data=None          # For criteria that look at inputs: batches to calibrate on now; None: those of the constructor
+        data=None,         # For criteria that look at inputs: batches to calibrate on now; None: those of the constructor
+        clean:bool=False   # Whether it is known that nothing has written to pruned weights since `apply_masks` zeroed them last
     ) -> bool:             # Whether any mask moved
         """Prune to `floor(sparsity/100*groups)`, in each layer or in all; a lower sparsity than the last brings weights back, at 0: those with the largest gradient,
         where there are gradients that were not masked yet, else the last by position"""
         self._check_round_to(round_to)
         asked = self._asked(sparsity)
         self._listen(asked, data)
-        return any([self._bring(b, s, round_to) for b,s in asked])
+        moved = [self._bring(b, s, round_to, clean) for b,s in asked]
+        self._versions = self._now()
+        return any(moved)
 
     def _listen(self, asked, data):
         "Calibrate, if masks are to grow by what comes into the layers; raises ValueError where they can't for want of batches or gradients"
@@ -289,9 +293,12 @@ class Sparsifier:
                 yield p,keep
                 if id(p) in self.masters: yield self.masters[id(p)],keep
 
-    @torch.no_grad()
-    def _zero(self, layers):
-        for p,keep in self._held(layers): p.masked_fill_(~keep, 0) # and not `mul_`: inf times 0 is NaN
+    def _zero(self, l, fresh=False):
+        l.zero(fresh=fresh)
+        for p,keep in l.held:
+            if id(p) not in self.masters: continue
+            if p is l.weight: l.zero(self.masters[id(p)], fresh)
+            else: hold(self.masters[id(p)], keep)
 
     def held(self) -> dict:
         "What the masks keep, by the parameter's name: of weights, and of the bias and batch norm of whole output channels"
@@ -304,7 +311,7 @@ class Sparsifier:
     ):
         "Zero the pruned weights. An average over steps (EMA, SWA) of weights that were pruned on the way is as sparse as the model again"
         if model is None:
-            self._zero(self.layers)
+            for l in self.layers: self._zero(l)
             self._versions = self._now()
             return
         own,named = dict(self.model.named_parameters()),model if isinstance(model, dict) else dict(model.named_parameters(remove_duplicate=False))
@@ -317,9 +324,13 @@ class Sparsifier:
             if v is None or v.shape != own[k].shape:
                 raise ValueError(f"model={type(model).__name__} is no copy of the sparse model: its {k!r} "
                                  + ("is missing" if v is None else f"has shape {tuple(v.shape)} and not {tuple(own[k].shape)}"))
-        for k,keep in held.items(): named[before + k].masked_fill_(~keep.to(named[before + k].device), 0)
+        for k,keep in held.items(): hold(named[before + k], keep.to(named[before + k].device))
 
     def _now(self): return [(id(p), p._version) for l in self.layers for p,_ in l.held]
+
+    def trust_masks(self):
+        "Take what has been written to the parameters for something that leaves zeros alone"
+        self._versions = self._now()
 
     def apply_masks_if_touched(self) -> bool: # Whether they were
         "Zero the pruned weights if something has written to the parameters since that was done last: loaded them, say"
@@ -331,17 +342,22 @@ class Sparsifier:
     def mask_grads(self):
         "Zero the gradients of pruned weights"
         for p,keep in self._held(self.layers):
-            if p.grad is not None: p.grad.masked_fill_(~keep, 0) # an infinite gradient is no reason for a NaN
+            if p.grad is not None: hold(p.grad, keep) # an infinite gradient is no reason for a NaN
 
     @torch.no_grad()
     def mask_state(self,
-        state,   # Parameter -> dict of what an optimizer holds about it
-        more=()  # id of a parameter -> one more tensor that it holds
+        state,           # Parameter -> dict of what an optimizer holds about it
+        more=(),         # id of a parameter -> one more tensor that it holds
+        fresh:bool=False # Only of what the last move has pruned: of the rest it holds 0 already
     ):
         "Zero what an optimizer has averaged for pruned weights"
-        for p,keep in self._held(self.layers):
-            for v in [*state.get(p, {}).values(), *([more[id(p)]] if id(p) in more else [])]:
-                if isinstance(v, Tensor) and v.shape == p.shape: v.masked_fill_(~keep, 0)
+        for l in self.layers:
+            for p,keep in l.held:
+                for q in (p, self.masters[id(p)]) if id(p) in self.masters else (p,):
+                    for v in [*state.get(q, {}).values(), *([more[id(q)]] if id(q) in more else [])]:
+                        if not isinstance(v, Tensor) or v.shape != p.shape or not v.is_floating_point(): continue
+                        if p is l.weight: l.zero(v, fresh)
+                        else: hold(v, keep)
 
     # -- how much ----------------------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, strategies as st
 from torch import tensor
 
-from fasterai_sched.masks import _kth_smallest, keep_masks, n_pruned, round_kept
+from fasterai_sched.masks import drop, hold, keep_masks, n_pruned, round_kept
 
 T, F = True, False
 picked = [0., -0., 1., -1., 1.5, 2., -2., inf, -inf, 1e-45, -1e-45, 1e-40, 3e38, -3e38]
@@ -173,13 +173,29 @@ def test_weights_of_a_channels_last_layer_come_back_beside_a_layer_with_none_pru
     masks = keep_masks(scores, [None, torch.zeros(2, 3, 2, 2, dtype=torch.bool)], 20)
     assert [n_false([m]) for m in masks] == [0, 20]
 
-# -- the k-th smallest -----------------------------------------------------------------------------------------------------------
+# -- zeros -----------------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
-@given(row=st.lists(values, min_size=1, max_size=30), data=st.data())
-def test_the_kth_smallest_is_torchs(dtype, row, data):
-    x = tensor(row, dtype=dtype) + 0. # no negative zeros, as keep_masks sees to it
-    k = data.draw(st.integers(1, len(row)))
-    ours, theirs = _kth_smallest(x, k), x.kthvalue(k).values
-    assert ours.dtype == dtype and ours.shape == theirs.shape
-    assert float(ours) == float(theirs) == sorted(x.tolist())[k-1]
+@pytest.mark.parametrize('threads', [1, 8])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_what_is_not_kept_is_zero_whatever_it_was(dtype, threads, monkeypatch):
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: threads)
+    t = tensor([1., inf, float('nan'), -inf, -2., 1e-6, float('nan')], dtype=dtype)
+    keep = tensor([T, F, F, F, T, T, T])
+    before = t.clone()
+    hold(t, keep)
+    assert torch.equal(t[:6], torch.where(keep, before, 0)[:6]) and t[6].isnan()
+
+@pytest.mark.parametrize('threads', [1, 8])
+def test_groups_and_any_memory_format_are_held(threads, monkeypatch):
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: threads)
+    for shape in ((4, 3, 2, 2), (4, 1, 1, 1), (1, 3, 1, 1)):
+        keep = torch.rand(shape) > .5
+        for t in (torch.randn(4, 3, 2, 2), torch.randn(4, 3, 2, 2).contiguous(memory_format=torch.channels_last)):
+            expected = t*keep
+            hold(t, keep)
+            assert torch.equal(t, expected)
+
+def test_a_few_are_dropped():
+    p = torch.nn.Parameter(torch.ones(2, 3))
+    drop(p, tensor([1, 5]))
+    assert p.tolist() == [[1, 0, 1], [1, 1, 0]]

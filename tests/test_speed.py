@@ -1,0 +1,142 @@
+"""What is not done: passes that are provably not needed, moves between updates; and that nothing is lost by it."""
+from functools import partial
+
+import pytest
+import torch
+from fastai.callback.training import BnFreeze
+from fastai.vision.all import (Adam, Callback, CSVLogger, GradientAccumulation, GradientClip, Lamb, MixUp, OptimWrapper, QHAdam, RAdam, RMSProp, SaveModelCallback, SGD, ranger)
+from helpers import Spy, convs, tiny_dls, tiny_learner, tiny_model, zeros
+from torch import nn
+
+import fasterai_sched.sparsifier as module
+from fasterai_sched import Sparsifier, SparsifyCallback, agp, one_shot
+from fasterai_sched.optim import keeps_zeros
+
+SAFE = {'Adam':Adam, 'Adam with l2':partial(Adam, decouple_wd=False), 'SGD':SGD, 'SGD with momentum':partial(SGD, mom=.9), 'RMSProp':RMSProp, 'RAdam':RAdam, 'QHAdam':QHAdam,
+        'torch SGD':partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=.9, nesterov=True)), 'torch Adam':partial(OptimWrapper, opt=partial(torch.optim.Adam, amsgrad=True)), 'torch AdamW':partial(OptimWrapper, opt=torch.optim.AdamW),
+        'torch RMSprop':partial(OptimWrapper, opt=torch.optim.RMSprop)}
+OTHER = {'Lamb':Lamb, 'ranger':ranger, 'Adam without eps':partial(Adam, eps=0.), 'torch Adam without eps':partial(OptimWrapper, opt=partial(torch.optim.Adam, eps=0.)), 'torch Adagrad':partial(OptimWrapper, opt=torch.optim.Adagrad)}
+
+class Passes:
+    "Counts what is zeroed as a whole: `hold` as the sparsifier calls it, by what it is called for"
+    def __init__(self, monkeypatch):
+        self.n = dict(weights=0, grads=0)
+        real = {k:getattr(Sparsifier, k) for k in ('apply_masks', 'mask_grads')}
+        monkeypatch.setattr(Sparsifier, 'apply_masks', lambda sp, *args: self.count('weights') or real['apply_masks'](sp, *args))
+        monkeypatch.setattr(Sparsifier, 'mask_grads', lambda sp: self.count('grads') or real['mask_grads'](sp))
+    def count(self, k): self.n[k] += 1
+
+def watched(opt, **kwargs):
+    "A learner whose model itself sees to it that pruned is zero at every forward, with no callback that looks on"
+    learn,seen = tiny_learner(opt_func=opt, wd=.1, dls=tiny_dls(n=120), **kwargs),[]
+    def look(m, args):
+        cb = next((cb for cb in learn.cbs if isinstance(cb, SparsifyCallback)), None)
+        if cb is None or cb.sparsifier is None: return
+        state = getattr(learn.opt, 'opt', learn.opt).state
+        for l in cb.sparsifier.layers:
+            if l.mask is None: continue
+            seen.append(not l.weight[~l.mask].any() and not any(v[~l.mask].any() for v in state.get(l.weight, {}).values() if isinstance(v, torch.Tensor) and v.shape == l.mask.shape))
+    learn.model.register_forward_pre_hook(look)
+    return learn,seen
+
+@pytest.mark.parametrize('name', SAFE)
+def test_no_pass_over_the_weights_is_made_after_a_step_that_keeps_zeros(name, monkeypatch):
+    passes,(learn,seen) = Passes(monkeypatch),watched(SAFE[name])
+    learn.fit(3, cbs=SparsifyCallback(90, verbose=False))
+    assert keeps_zeros(learn.opt) and seen and all(seen) and zeros(learn.model) == [97, 291]
+    assert passes.n['grads'] == 36 and passes.n['weights'] <= 3*3 # a few an epoch, and none a step
+
+@pytest.mark.parametrize('name', OTHER)
+def test_one_is_made_after_any_other(name, monkeypatch):
+    passes,(learn,seen) = Passes(monkeypatch),watched(OTHER[name])
+    learn.fit(3, cbs=SparsifyCallback(90, verbose=False))
+    assert not keeps_zeros(learn.opt) and all(seen) and zeros(learn.model) == [97, 291] and passes.n['weights'] >= 36
+
+class Mine(Callback):
+    "Writes to the weights, unseen by tensor versions"
+    def __init__(self, event): setattr(self, event, self.write)
+    def write(self):
+        for m in convs(self.model): m.weight.data.add_(1e-3)
+
+@pytest.mark.parametrize('event', ['before_step', 'after_step', 'after_batch'])
+def test_a_callback_of_ones_own_may_write_to_weights(event, monkeypatch):
+    passes,(learn,seen) = Passes(monkeypatch),watched(Adam)
+    cb = SparsifyCallback(90, verbose=False)
+    learn.fit(3, cbs=[cb, Mine(event)])
+    assert passes.n['weights'] >= 36 and [l.dead for l in cb.sparsifier.layers] == [97, 291]
+    if event != 'after_batch': assert all(seen) and zeros(learn.model) == [97, 291]
+
+def test_masks_only_grow_whatever_is_written_to_weights():
+    learn,last = tiny_learner(),{}
+    cb = SparsifyCallback(90, schedule='lin', verbose=False)
+    def grown(l):
+        for h in cb.sparsifier.layers if cb.sparsifier else []:
+            if h.mask is None: continue
+            assert h.name not in last or not (h.mask & ~last[h.name]).any()
+            last[h.name] = h.mask.clone()
+    learn.fit(4, cbs=[cb, Mine('after_batch'), Spy('before_batch', grown, order=56)])
+    assert [l.dead for l in cb.sparsifier.layers] == [97, 291]
+
+@pytest.mark.parametrize('others', [[BnFreeze], [MixUp], [CSVLogger], [SaveModelCallback], [partial(GradientAccumulation, 20)]], ids=lambda o: getattr(o[0], '__name__', 'accumulation'))
+def test_fastais_callbacks_are_trusted(others, monkeypatch, tmp_path):
+    passes,(learn,seen) = Passes(monkeypatch),watched(Adam, path=tmp_path)
+    learn.fit(3, cbs=[SparsifyCallback(90, verbose=False), *[o() for o in others]])
+    assert all(seen) and zeros(learn.model) == [97, 291] and passes.n['weights'] <= 12
+
+def test_but_not_one_that_may_make_every_gradient_nan(monkeypatch):
+    passes,(learn,_) = Passes(monkeypatch),watched(Adam)
+    learn.fit(1, cbs=[SparsifyCallback(50, schedule='lin', verbose=False), GradientClip(1.)])
+    assert passes.n['weights'] >= 12
+
+def test_a_move_that_prunes_few_touches_few(monkeypatch):
+    "Neither the weights nor what the optimizer holds of them are gone over as a whole"
+    big = nn.Sequential(nn.Conv2d(2, 200, 3), nn.ReLU(), nn.Conv2d(200, 100, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(100, 3))
+    learn = tiny_learner(big, dls=tiny_dls(n=200), opt_func=Adam)
+    cb,held = SparsifyCallback(20, schedule='lin', verbose=False),[]
+    import fasterai_sched.held as h
+    real = h.hold
+    monkeypatch.setattr(h, 'hold', lambda t, keep: held.append(t.numel()) or real(t, keep))
+    learn.fit(1, cbs=cb)
+    assert len(cb.history.query('kind == "masks"')) == 20 and [l.dead for l in cb.sparsifier.layers] == [720, 36_000]
+    assert sum(n > 1000 for n in held) <= 12 # when it begins and ends, and not at each of twenty moves
+
+# -- update_every --------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('every,n', [(1, 24), (2, 12), (5, 5), (7, 4), (100, 2)])
+def test_masks_move_every_so_many_batches_at_the_end_of_an_epoch_and_at_the_end(every, n):
+    cb = SparsifyCallback(90, schedule='lin', update_every=every, verbose=False)
+    learn = tiny_learner(dls=tiny_dls(n=120))
+    learn.fit(2, cbs=cb)
+    steps = cb.history.query('kind == "masks"').step.tolist()
+    assert steps == sorted({*range(every, 25, every), 12, 24}) and zeros(learn.model) == [97, 291]
+    rows = cb.history.query('kind == "epoch"')
+    assert rows.target.tolist() == [45, 90] and rows.measured.tolist() == [100*(48 + 145)/432, 100*388/432]
+    assert len(steps) >= n
+
+def test_the_last_batch_trains_at_the_target():
+    cb = SparsifyCallback(90, schedule='lin', update_every=5, verbose=False)
+    learn = tiny_learner(dls=tiny_dls(n=120))
+    seen = Spy('after_pred', lambda l: sum(zeros(l.model)) if l.training else None)
+    learn.fit(1, cbs=[cb, seen])
+    assert [s for s in seen.seen if s is not None][-1] == 388
+
+@pytest.mark.parametrize('every', [0, -1, 1.5, None, True])
+def test_what_is_no_number_of_batches_is_refused(every):
+    with pytest.raises(ValueError, match=f'update_every={every!r} must be a whole number of at least 1'): SparsifyCallback(90, update_every=every)
+
+def test_a_schedule_that_rests_costs_nothing_but_masking(monkeypatch):
+    scored = []
+    real = module.Sparsifier.sparsify_model
+    monkeypatch.setattr(module.Sparsifier, 'sparsify_model', lambda sp, *args, **kwargs: scored.append(1) or real(sp, *args, **kwargs))
+    tiny_learner(dls=tiny_dls(n=120)).fit(4, cbs=SparsifyCallback(90, schedule=one_shot, verbose=False))
+    assert len(scored) == 2 # at the first batch, and when it jumps
+
+def test_agp_and_its_model_are_the_same_with_and_without_the_passes(monkeypatch):
+    def run(trust):
+        if not trust: monkeypatch.setattr(SparsifyCallback, '_zeros_stay', property(lambda self: False))
+        torch.manual_seed(3)
+        learn = tiny_learner(tiny_model(), dls=tiny_dls(n=120), opt_func=Adam)
+        learn.dls.train.shuffle = False
+        learn.fit(3, cbs=SparsifyCallback(90, schedule=agp, verbose=False))
+        return [m.weight.detach().clone() for m in convs(learn.model)]
+    assert all(torch.equal(a, b) for a,b in zip(run(True), run(False)))
