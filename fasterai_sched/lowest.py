@@ -10,9 +10,8 @@ from torch import Tensor
 
 __all__ = ['NotANumber', 'Part', 'Pruned', 'lowest']
 
-CHUNK  = 1 << 16 # elements looked at together: they stay in the cache from one operation to the next
-WIDE   = 1 << 18 # the same where torch looks, with several threads
-RUN    = 16      # elements looked at in each place of a sample: as many as come from memory with one
+CHUNK = 1 << 17 # elements looked at together: they stay in the cache from one operation to the next
+RUN   = 16      # elements looked at in each place of a sample: as many as come from memory with one
 
 class NotANumber(ValueError):
     "A score is NaN"
@@ -29,7 +28,7 @@ class Part:
         keep:Tensor=None,     # What lives, bool, same shape; None: all
         magnitude:bool=False, # Whether the scores are the magnitudes of these floats, and not the floats
         alive:int=None,       # How many live; None: to be counted
-        zero:bool=False,      # Whether what goes is set to 0, in `scores` itself, and `keep` is written to, too. They are magnitudes and contiguous then
+        zero:bool=False,      # Whether what goes is set to 0, in `scores` itself, and where it is little, in `keep`, too. They are magnitudes and contiguous then
         clean:bool=False      # Whether what is pruned is known to be 0
     ):
         self.scores,self.magnitude,self.zero,self.clean,self.n = scores.detach().reshape(-1),magnitude,zero,clean,scores.numel()
@@ -84,51 +83,50 @@ class _Chunks:
     def scan(self, low, high):
         "How many are above `high` (if there is a `low`), and the places and values of those that are above `low` and not above `high`"
         m = min(CHUNK, self.n)
-        buf,masks,count,places,values = np.empty(m, self.keys.dtype),np.empty((2, m), bool),0,[],[]
-        limits = None if low is None or high is None else np.array([[low], [high]], self.keys.dtype)
+        buf,between,count,places,values = np.empty(m, self.keys.dtype),np.empty(m, bool),0,[],[]
+        new = np.empty(m if low is None else self.n, bool) # of what is above `high` it is sure that it stays
         for i in range(0, max(self.n, 1), CHUNK):
             at = slice(i, min(i + CHUNK, self.n))
             m  = at.stop - i
-            a,both = self.values(at, buf[:m]),masks[:, :m]
-            between,up = both
+            a,b,up = self.values(at, buf[:m]),between[:m],new[:m] if low is None else new[at]
             if m and not a.max() <= self.inf: self.nan = True
-            if limits is not None: np.greater(a, limits, out=both)
+            if low is None: # what goes is among few, and all others stay
+                if high is None: b[:] = True
+                else: np.less_equal(a, high, out=b)
             else:
-                if low is None: between[:] = True
-                else: np.greater(a, low, out=between)
+                np.greater(a, low, out=b)
                 if high is None: up[:] = False
                 else: np.greater(a, high, out=up)
-            if self.keep is not None and not (self.clean and limits is not None): both &= self.keep[at]
-            between ^= up
+                b ^= up
+            if self.keep is not None and not (self.clean and low is not None):
+                b &= self.keep[at]
+                if low is not None: up &= self.keep[at]
             if low is not None: count += int(np.count_nonzero(up))
-            j = between.nonzero()[0]
+            j = b.nonzero()[0]
             values.append(a[j])
             j += i
             places.append(j)
+        self.new = new
         return count,np.concatenate(places),np.concatenate(values)
 
-    def prune(self, t, goes, stays, few, n):
-        "What is below `t` goes, and of what is `t` that at the places `goes`, and not at `stays`: `n` in all; `few`: `goes` are all that go"
-        old  = np.ones(self.n, bool) if self.keep is None else self.keep
-        keep = old if self.zero else old.copy()
-        if few:
-            keep[goes] = False
-            if self.zero: self.keys[goes] = 0
-        elif self.zero: # to shrink what is small to 0 in place, and to see what is left, is fastest
-            limit,saved = _as_floats(np.array([t]), self.x.dtype).item(),self.keys[stays]
-            new = torch.empty(min(WIDE, self.n), dtype=torch.bool)
-            for i in range(0, self.n, WIDE):
-                x,k = self.x[i:i + WIDE],keep[i:i + WIDE]
-                seen = new[:len(x)].copy_(torch.hardshrink(x, limit, out=x)).numpy()
-                k &= seen
-                # what is not 0 and was pruned before has been written to
-                if not self.clean and np.count_nonzero(seen) > np.count_nonzero(k): x.mul_(torch.from_numpy(k))
-            self.keys[stays],keep[stays] = saved,True
-        else:
-            for i in range(0, self.n, CHUNK): np.greater(self.values(slice(i, i + CHUNK)), t, out=keep[i:i + CHUNK])
-            keep[stays] = True
-            keep &= old
-        return Pruned(torch.from_numpy(keep), n, self.zero and (not few or self.clean), torch.from_numpy(goes) if few else None)
+    def prune_few(self, goes):
+        "What is at these places goes"
+        keep = np.ones(self.n, bool) if self.keep is None else self.keep if self.zero else self.keep.copy()
+        keep[goes] = False
+        if self.zero: self.keys[goes] = 0
+        return Pruned(torch.from_numpy(keep), len(goes), self.zero and self.clean, torch.from_numpy(goes))
+
+    def prune(self, t, places, over, stays, n):
+        "Of what the scan has seen at `places` goes what is not over `t`, but for what is at `stays`: with all that was below, `n`"
+        keep = self.new
+        keep[places] = over
+        keep[stays]  = True
+        if self.zero and self.clean: # to shrink what is small to 0 in place is fastest
+            saved,limit = self.keys[stays],_as_floats(np.array([t]), self.x.dtype).item()
+            torch.hardshrink(self.x, limit, out=self.x)
+            self.keys[stays] = saved
+        elif self.zero: np.multiply(self.keys, keep, out=self.keys)
+        return Pruned(torch.from_numpy(keep), n, self.zero)
 
 def _brackets(chunks, k, n):
     "(low, high): the `k`-th lowest of `n` should be above the one and not above the other; ever wider, None for no limit"
@@ -156,13 +154,14 @@ def _on_cpu(parts, k):
         if below < k <= below + within: break
     values = np.concatenate([v for _,_,v in scans])
     t = values[0] if (values == values[0]).all() else np.partition(values, k - below - 1)[k - below - 1]
+    n_same = int(np.count_nonzero(values == t))
     ties,out = k - below - int(np.count_nonzero(values < t)),[] # of those that are `t`, so many go
     for c,(above,places,values) in zip(chunks, scans):
-        same = places[values == t]
-        lower = places[values < t]
-        goes = np.concatenate([lower, same[:ties]]) if low is None else same[:ties]
-        out.append(c.prune(t, goes, same[ties:], low is None, len(goes) if low is None else c.alive - above - len(places) + len(lower) + len(same[:ties])))
-        ties = max(ties - len(same), 0)
+        under = values <= t
+        same  = places[values == t] if ties < n_same else places[:0] # if all of them go, they need not be told apart
+        stays,ties = same[ties:],max(ties - len(same), 0)
+        if low is None: out.append(c.prune_few(places[under] if not len(same) else np.concatenate([places[values < t], same[:len(same) - len(stays)]])))
+        else: out.append(c.prune(t, places, ~under, stays, c.alive - above - len(places) + int(np.count_nonzero(under)) - len(stays)))
     return out
 
 # -- anywhere: histograms of the upper and the lower half of the keys ------------------------------------------------------------
