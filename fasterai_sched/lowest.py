@@ -11,6 +11,7 @@ from torch import Tensor
 __all__ = ['NotANumber', 'Part', 'Pruned', 'lowest']
 
 CHUNK = 1 << 17 # elements looked at together: they stay in the cache from one operation to the next
+SMALL = 1 << 15 # elements that are rather sorted than sampled
 RUN   = 16      # elements looked at in each place of a sample: as many as come from memory with one
 
 class NotANumber(ValueError):
@@ -131,10 +132,10 @@ class _Chunks:
 def _brackets(chunks, k, n):
     "(low, high): the `k`-th lowest of `n` should be above the one and not above the other; ever wider, None for no limit"
     size = sum(c.n for c in chunks)
-    runs = min(max(size >> 11, 1 << 8), 1 << 13)
-    sample = np.sort(np.concatenate([c.sample(max(size//runs, 4*RUN)) for c in chunks])) if size > CHUNK else ()
+    runs = min(max(size >> 10, 1 << 8), 1 << 13)
+    sample = np.sort(np.concatenate([c.sample(max(size//runs, 4*RUN)) for c in chunks])) if size > SMALL else ()
     m = len(sample)
-    for wide in (2.5, 10, 40) if m >= 64 else ():
+    for wide in (2.2, 10, 40) if m >= 64 else ():
         margin = wide*sqrt(k/n*(1 - k/n)*m) + 2
         lo,hi = int(k/n*m - margin),int(k/n*m + margin) + 1
         # just below what the sample says; no magnitude is below 0, and then there is no limit
