@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY = .venv/bin/python
 
-.PHONY: demo test lint docs-run clean
+.PHONY: demo test docs-run bench clean
 
 .venv/ok: setup.py settings.ini pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "fasterai_sched needs Python 3.10 or newer, this is " + sys.version'
@@ -20,6 +20,10 @@ test: .venv/ok         ## Lint, then every test
 docs-run: .venv/ok     ## Execute the pages as they stand and keep their output; make the table of guarantees from its tests
 	$(PY) tests/contract.py > nbs/guarantees.md
 	$(PY) nbs/run_pages.py
+
+bench: .venv/ok        ## What it costs beside the peers: ten minutes; a table, benchmarks/run.json and run.png
+	$(PY) -m pip install -q -e '.[bench]'
+	$(PY) benchmarks/run.py
 
 clean:
 	rm -rf .venv build dist *.egg-info schedules.png
