@@ -132,7 +132,7 @@ class _Chunks:
 def _brackets(chunks, k, n):
     "(low, high): the `k`-th lowest of `n` should be above the one and not above the other; ever wider, None for no limit"
     size = sum(c.n for c in chunks)
-    runs = min(max(size >> 10, 1 << 8), 1 << 13)
+    runs = min(max((size + 3*n) >> 11, 1 << 8), 1 << 13) # the more lives, the more a narrow bracket saves
     sample = np.sort(np.concatenate([c.sample(max(size//runs, 4*RUN)) for c in chunks])) if size > SMALL else ()
     m = len(sample)
     for wide in (2.2, 10, 40) if m >= 64 else ():
