@@ -7,11 +7,14 @@ from fastai.callback.training import BnFreeze
 from fastai.vision.all import (Adam, Callback, CSVLogger, GradientAccumulation, GradientClip, Lamb, MixUp, OptimWrapper, QHAdam, RAdam, RMSProp, SaveModelCallback, SGD, ranger)
 from helpers import Spy, convs, tiny_dls, tiny_learner, tiny_model, zeros
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import fasterai_sched.lowest as lowest_module
 import fasterai_sched.sparsifier as module
 from fasterai_sched import Sparsifier, SparsifyCallback, agp, one_shot
 from fasterai_sched.optim import keeps_zeros
 
+aten = torch.ops.aten
 SAFE = {'Adam':Adam, 'Adam with l2':partial(Adam, decouple_wd=False), 'SGD':SGD, 'SGD with momentum':partial(SGD, mom=.9), 'RMSProp':RMSProp, 'RAdam':RAdam, 'QHAdam':QHAdam,
         'torch SGD':partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=.9, nesterov=True)), 'torch Adam':partial(OptimWrapper, opt=partial(torch.optim.Adam, amsgrad=True)), 'torch AdamW':partial(OptimWrapper, opt=torch.optim.AdamW),
         'torch RMSprop':partial(OptimWrapper, opt=torch.optim.RMSprop)}
@@ -130,6 +133,31 @@ def test_a_schedule_that_rests_costs_nothing_but_masking(monkeypatch):
     monkeypatch.setattr(module.Sparsifier, 'sparsify_model', lambda sp, *args, **kwargs: scored.append(1) or real(sp, *args, **kwargs))
     tiny_learner(dls=tiny_dls(n=120)).fit(4, cbs=SparsifyCallback(90, schedule=one_shot, verbose=False))
     assert len(scored) == 2 # at the first batch, and when it jumps
+
+class Syncs(TorchDispatchMode):
+    "What a device would have to be waited for"
+    def __init__(self, seen): super().__init__(); self.seen = seen
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket in (aten._local_scalar_dense, aten.nonzero, aten.equal, aten.masked_select) or func is aten.index.Tensor: self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+@pytest.mark.parametrize('trusted', [True, False])
+@pytest.mark.parametrize('granularity', ['weight', 'filter'])
+def test_no_device_is_waited_for_in_a_step_in_which_no_mask_moves(granularity, trusted, monkeypatch):
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: 64) # torch masks then, as on a GPU, and not numpy
+    monkeypatch.setattr(lowest_module, '_on_cpu', lowest_module._anywhere)
+    if not trusted: monkeypatch.setattr(SparsifyCallback, '_zeros_stay', property(lambda self: False))
+    cb,calls,real = SparsifyCallback(50, granularity, schedule='iterative', verbose=False),[],SparsifyCallback.__call__
+    def watched(self, event):
+        seen = []
+        with Syncs(seen): real(self, event)
+        if event in ('before_batch', 'after_backward', 'before_step', 'after_step') and self.learn.training: calls.append((self.epoch*self.n_iter + self.iter + 1, event, seen))
+    monkeypatch.setattr(SparsifyCallback, '__call__', watched)
+    tiny_learner(dls=tiny_dls(n=120), opt_func=Adam).fit(5, cbs=cb)
+    moved = set(cb.history.query('kind == "masks"').step)
+    assert len(moved) == 3 and len(calls) == 4*60
+    assert [c for c in calls if c[2] and c[0] not in moved] == []
+    assert {c[0] for c in calls if c[2]} == moved # and the watch would have seen one
 
 def test_agp_and_its_model_are_the_same_with_and_without_the_passes(monkeypatch):
     def run(trust):
