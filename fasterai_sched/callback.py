@@ -195,10 +195,9 @@ class SparsifyCallback(Callback):
         for cb in self.learn.cbs: # all of them, before one of them changes anything
             if isinstance(cb, SparsifyCallback) and (cb._fresh or cb.sparsifier is None): cb._setup()
         sp = self.sparsifier
-        if sp.refresh_frozen(): self._due = None
+        if thawed := sp.refresh_frozen(): self._due = None
         sp.masters = find_masters(self.learn.opt, self.learn.splitter, self._whole, [l.weight for l in sp.layers])
-        sp.apply_masks()               # to weights that another callback has loaded,
-        self._mask_state()             # and of zeros found at the start
+        if self._mask_weights() or thawed: self._mask_state() # of weights that another callback has loaded, and of zeros found at the start
         self._column.keep()
         self._on,self._epoch_report = bool(sp.active),None
         if not self._on:
@@ -346,6 +345,12 @@ class SparsifyCallback(Callback):
         if not self._waited: warnings.warn(f"The masks wait for {what}, by which criteria={self.criteria.__name__} scores: nothing more is pruned until there is one")
         self._waited = True
 
+    def _mask_weights(self):
+        "Zero the pruned weights, unless it is sure that they are; whether that was done"
+        if self._zeros_stay and not self._stepping: return self.sparsifier.apply_masks_if_touched()
+        self.sparsifier.apply_masks()
+        return True
+
     def _settle(self):
         "Zero what another callback has left nonzero: it has cancelled our after_step, loaded weights, or stepped by itself"
         if self._stepping: self.sparsifier.apply_masks()
@@ -409,7 +414,7 @@ class SparsifyCallback(Callback):
         if not self._on: return
         self._later = None
         self._move((self.epoch + 1)/self.n_epoch, (self.epoch + 1)*len(self.learn.dls.train))
-        self.sparsifier.apply_masks()
+        self._mask_weights()
 
     def _measure(self):
         if self._epoch_report is None: self._epoch_report = self.sparsifier.report()
