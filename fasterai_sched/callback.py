@@ -7,23 +7,24 @@ import warnings
 import numpy as np
 import torch
 from torch import nn
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, event
 from fastai.callback.fp16 import MixedPrecision, ModelToHalf, NonNativeMixedPrecision
 from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.imports import noop # the one `no_logging` sets, and not fastcore's
+from fastai.learner import Learner
 from fastai.torch_core import get_model, num_distrib, rank_distrib
 from fastcore.imports import in_notebook
 
 from .column import Column
 from .criteria import large_final
 from .layers import find, fitting
-from .optim import find_masters, keeps_zeros, slow_weights, state_of
+from .optim import find_masters, keeps_zeros, shares_memory, slow_weights, state_of
 from .options import Options, check_round_to, check_whole
 from .plan import Plan, make_plan
 from .report import sparsity_report
 from .schedules import agp, as_schedule, is_absolute
 from .sparsifier import Sparsifier
-from .targets import Target, as_lists, brackets, plain_numbers, snapped
+from .targets import Target, as_lists, brackets, plain_numbers, snapped, update_times
 from .tickets import Rewinds, Snapshot
 from . import plots
 
@@ -64,6 +65,20 @@ class _BeforeClip(Callback):
     def __init__(self, see): self.see = see
     def before_step(self): self.see()
 
+# what is between a gradient and the weights that have made their step
+_STEPPING = ('_do_one_batch', '_do_grad_opt', '_backward', '_step')
+_EVENTS = {n for n in dir(event) if not n.startswith('_')}
+
+def _is_plain(learn):
+    "Whether the learner steps as fastai's does"
+    return all(getattr(type(learn), n) is getattr(Learner, n) and n not in vars(learn) for n in _STEPPING)
+
+def _leaves_weights(cb):
+    "Whether it is known of a callback that it writes neither to weights nor to gradients, but for a factor: most of fastai's, and ours"
+    if isinstance(cb, (SparsifyCallback, _BeforeAll, _BeforeClip, _AfterAll)): return True
+    if isinstance(cb, (GradientClip, NonNativeMixedPrecision, ModelToHalf)): return False # a norm of NaN makes every gradient NaN
+    return type(cb).__module__.startswith('fastai.') and not _EVENTS & vars(cb).keys() # `Callback(after_step=f)` is fastai's too
+
 def _all_reduce(t, how):
     "In place, over the processes"
     torch.distributed.all_reduce(t, torch.distributed.ReduceOp.MAX if how == 'max' else torch.distributed.ReduceOp.SUM)
@@ -72,8 +87,8 @@ class SparsifyCallback(Callback):
     "Train a sparse model: at each step as sparse as `schedule` says, at the end exactly as sparse as was asked"
     order,run_valid,remove_on_fetch,_only_train_loop = 55,False,True,True # after Recorder (50), before what writes its table (60)
     _stateattrs = ('sparsifier','_snapshot','_peers','data')              # what `learn.export` leaves behind
-    sparsifier = target = data = _snapshot = _due = _epoch_report = _learn = _later = _begin = _ticket = None
-    _fresh = _on = _announced = _warned = _moving = _moved = _closed = _stepping = _waited = _unchecked = False
+    sparsifier = target = data = _snapshot = _due = _epoch_report = _learn = _later = _looked = _begin = _ticket = None
+    _fresh = _on = _announced = _warned = _moving = _moved = _closed = _stepping = _waited = _waits = _unchecked = _shared = False
     _peers,_settled,_column = (),0,Column(None)
 
     def __init__(self,
@@ -99,7 +114,7 @@ class SparsifyCallback(Callback):
         sched_func=None,          # The older word for `schedule`
         layers=None,              # Which of the layers: names, globs ('layer4.*'), compiled regular expressions, types, functions of (name, layer); one or a list
         exclude=None,             # Which of them not, by the same rules
-        update_every:int=1,       # Move the masks every so many batches only; the target is exact at the end of each epoch and on the last batch all the same
+        update_every:int=1,       # Move the masks at every so many-th batch of the fit only, and at the last of each epoch, where the target is exact all the same
         max_sparsity=None,        # Of no layer prune more than this, in percent, however many others go: a number, or a dict of rules. Not with 'local'
         data=None,                # For criteria that look at inputs (wanda): batches to calibrate on, as a DataLoader gives them; None: the training batch at hand
         recalibrate:bool=True,    # Look at the inputs again each time the masks grow; False: once
@@ -166,7 +181,8 @@ class SparsifyCallback(Callback):
         "Start anew, whatever became of the last fit"
         if self._predicting: return
         self._fresh,self._column = True,Column(getattr(self.learn, 'recorder', None))
-        self._on = self._announced = self._warned = self._moved = self._waited = False
+        self._on = self._announced = self._warned = self._moved = self._waited = self._waits = False
+        self._looked = None
 
     def before_fit(self):
         "Claim the column before the table's header is written"
@@ -196,6 +212,7 @@ class SparsifyCallback(Callback):
             if isinstance(cb, SparsifyCallback) and (cb._fresh or cb.sparsifier is None): cb._setup()
         sp = self.sparsifier
         if thawed := sp.refresh_frozen(): self._due = None
+        self._shared = shares_memory([l.weight for l in sp.layers], self._whole)
         sp.masters = find_masters(self.learn.opt, self.learn.splitter, self._whole, [l.weight for l in sp.layers])
         if self._mask_weights() or thawed: self._mask_state() # of weights that another callback has loaded, and of zeros found at the start
         self._column.keep()
@@ -259,10 +276,10 @@ class SparsifyCallback(Callback):
     def _announce(self):
         n = len(self.learn.dls.train)
         self.target = self._within(self.target, self.epoch, self.n_epoch, n)
-        self._settled = self.target.last_move(n*self.n_epoch)
+        self._settled = self.target.last_move(self._times(self.n_epoch, n))
         self.sparsifier.counts(self.target.due(1.), self.round_to) # raises for what max_sparsity does not allow
         self._check_round_to()
-        self._check_calibration(n*self.n_epoch)
+        self._check_calibration(self._times(self.n_epoch, n))
         self._begin = self.epoch*n,self._asked_percent(self.target.due(self.epoch/self.n_epoch))
         if self.save_tickets: self._ticket_path.parent.mkdir(parents=True, exist_ok=True) # now, and not after all the training
         if self.epoch: self.sparsifier.resume(self.target.due(self.epoch/self.n_epoch), self.round_to, self.target.fallen(self.epoch*n, self.n_epoch*n))
@@ -276,17 +293,19 @@ class SparsifyCallback(Callback):
         if self.round_to and all(l.n <= self.round_to for l in layers): raise ValueError(
             f"round_to={self.round_to!r} keeps all groups of every layer: they have {', '.join(f'{l.name} {l.n}' for l in layers[:8])}{' ...' if len(layers) > 8 else ''}")
 
-    def _check_calibration(self, n):
+    def _times(self, n_epoch, n_iter): return update_times(n_epoch, n_iter, self.update_every)
+
+    def _check_calibration(self, times):
         "Batches of one's own are looked at each time the masks grow: that may be at every batch"
         if self.data is None or not self.options.recalibrate or not hasattr(self.data, '__len__'): return
-        moves = sum(self.target.due(i/n) != self.target.due((i + 1)/n) for i in range(n))
+        moves,n = self.target.n_moves(times),times[-1]
         if moves*len(self.data) > 2*n: warnings.warn(f"The {len(self.data)} batches of data= are looked at each time the masks grow, {moves} times with schedule={self.schedule.__name__}: "
                                                      f"{moves*len(self.data):,} forward passes beside the {n:,} of training. recalibrate=False looks once")
 
     def _within(self, target, first, n_epoch, n_iter):
         "The target in the window of such a fit; raises ValueError for what does not fit into it"
         target = target.in_window(n_epoch, self.start_epoch, self.end_epoch)
-        self._rewinds.check(target, first, n_epoch, n_iter)
+        self._rewinds.check(target, first, n_epoch, self._times(n_epoch, n_iter))
         return target
 
     def plan(self,
@@ -310,7 +329,7 @@ class SparsifyCallback(Callback):
             except ValueError as e: problems.append(str(e))
         if any(isinstance(cb, GradientAccumulation) for cb in learn.cbs): warned.append(warnings.WarningMessage('A step is a batch here, and with GradientAccumulation the optimizer takes fewer', UserWarning, '', 0))
         unselected = sparsity_report(model, nn.Module, [l.name for l in sp.layers]).unselected
-        return make_plan(sp, target, n_epoch, n_iter*n_epoch, self.round_to, unselected, [str(w.message) for w in warned], problems)
+        return make_plan(sp, target, n_epoch, self._times(n_epoch, n_iter), self.round_to, unselected, [str(w.message) for w in warned], problems)
 
     # -- a step ------------------------------------------------------------------------------------------------------------------
 
@@ -328,10 +347,10 @@ class SparsifyCallback(Callback):
             if sp.is_deaf: return self._wait('a gradient')
             if self.criteria.needs_data and self.data is None: data = self._batch
             if data == []: return self._wait('a batch')
-        self._due,grown = due,sp.sparsity
-        if not sp.sparsify_model(due, self.round_to, data, clean=self._zeros_stay): return
-        self._mask_state(fresh=True)
-        self._moving,self._moved,self._ticket,grown = False,True,None,sp.sparsity > grown
+        self._due,grown,sure = due,sp.sparsity,self._zeros_stay
+        if not sp.sparsify_model(due, self.round_to, data, clean=sure): return
+        self._mask_state(fresh=sure)
+        self._moved,self._ticket,grown = True,None,sp.sparsity > grown
         self._log_row(step, 'masks', sp.sparsity)
         if self.lth and grown: self._rewind_to_ticket()
 
@@ -342,6 +361,7 @@ class SparsifyCallback(Callback):
         return [] if xb[0] is None else [(*xb, None)]
 
     def _wait(self, what):
+        self._waits = True
         if not self._waited: warnings.warn(f"The masks wait for {what}, by which criteria={self.criteria.__name__} scores: nothing more is pruned until there is one")
         self._waited = True
 
@@ -361,15 +381,20 @@ class SparsifyCallback(Callback):
         "Prune for the step about to be taken, once a step"
         if not self._on: return
         self._settle()
-        self._later = None
         if self._unchecked: self._check_inputs()
-        if not self._moving: return
+        if not self._moving and self._later is None: return
         step = self.epoch*self.n_iter + min(self.iter + 1, self.n_iter) # a dataloader may give more than its length says
-        if step % self.update_every and step != self.n_epoch*self.n_iter: return
+        if self._moving and not self._is_time(step): return
         pct = step/(self.n_epoch*self.n_iter)
         due,sp = self.target.due(pct),self.sparsifier
-        if due != self._due and (sp.falls(due) or sp.awaits_grad(due)): self._later = pct,step
-        else: self._move(pct, step)
+        self._later = (pct, step) if due != self._due and (sp.falls(due) or sp.awaits_grad(due)) else None
+        if not self._later: self._move(pct, step)
+
+    def _is_time(self, step):
+        "Whether a batch, the first since the last step, is one at which masks may move: a multiple of `update_every` has come, or the epoch ends, or they wait"
+        last = step - 1 if self._looked is None else self._looked
+        waits,self._moving,self._waits,self._looked = self._waits,False,False,step
+        return waits or step//self.update_every > last//self.update_every or self.iter + 1 >= self.n_iter
 
     def _check_inputs(self):
         "Whether the criterion can look at what comes into the layers, on the first batch and before anything is trained"
@@ -403,9 +428,8 @@ class SparsifyCallback(Callback):
     @property
     def _zeros_stay(self):
         "Whether nothing writes to pruned weights between two forward passes: the optimizer would not, and the callbacks are fastai's (but for those that may) and ours"
-        ours,may = (SparsifyCallback, _BeforeAll, _BeforeClip, _AfterAll),(GradientClip, NonNativeMixedPrecision, ModelToHalf) # a norm of NaN makes every gradient NaN
-        return not self.sparsifier.masters and keeps_zeros(self.learn.opt) and all(
-            isinstance(cb, ours) or type(cb).__module__.startswith('fastai.') and not isinstance(cb, may) for cb in self.learn.cbs)
+        learn,sp = self.learn,self.sparsifier
+        return not sp.masters and not self._shared and _is_plain(learn) and keeps_zeros(learn.opt) and all(map(_leaves_weights, learn.cbs))
 
     # -- an epoch ends -----------------------------------------------------------------------------------------------------------
 

@@ -36,6 +36,11 @@ class Part:
         self.keep  = None if keep is None else keep.reshape(-1)
         self.alive = alive if alive is not None else self.n if keep is None else int(keep.count_nonzero())
 
+    def as_floats(self):
+        "The same as scores that compare with those of another type; not pruned in place"
+        x = self.scores.abs() if self.magnitude else self.scores
+        return Part(x.double(), self.keep, alive=self.alive)
+
 @dataclass
 class Pruned:
     "A part when some of it has gone"
@@ -50,6 +55,7 @@ def lowest(
 ) -> list[Pruned]:
     "Prune the `k` lowest of what lives; raises NotANumber, having changed nothing, where a score is NaN"
     if k == 0: return [Pruned(torch.ones(p.n, dtype=torch.bool, device=p.scores.device) if p.keep is None else p.keep.clone(), 0, False, torch.empty(0, dtype=torch.long)) for p in parts]
+    if len({(p.magnitude, p.scores.dtype) for p in parts}) > 1: parts = [p.as_floats() for p in parts]
     return _on_cpu(parts, k) if all(p.scores.device.type == 'cpu' for p in parts) else _anywhere(parts, k)
 
 # -- on the CPU: a sample tells between which two scores the threshold should be, and only what is there is looked at closely ----

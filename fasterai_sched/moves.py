@@ -105,7 +105,7 @@ class Budget:
         "Prune down to `k`"
         ls,context = self.layers,self.context
         direct = self.alone or context.by_score and context.in_groups and context.rescale is None and not round_to and all(l.most >= l.n for l in ls)
-        parts,lows = zip(*[l.part(self.options.criteria, generator, direct or context.density is not None, clean) for l in ls])
+        parts,lows = zip(*[l.part(self.options.criteria, generator, direct, clean) for l in ls]) # in place only what is chosen at once: NaN in a layer is found before any is changed
         if direct: gone = self._lowest(parts, k - sum(l.dead for l in ls), ls)
         else:
             if context.by_score: ks = [n_zeros(m) for m in pool(context, [l.shaped(p, self.options.criteria) for p,l in zip(parts, ls)], [l.mask for l in ls], [l.size for l in ls], [max(l.most, l.dead) for l in ls], k, names=[l.name for l in ls])]

@@ -78,14 +78,14 @@ def make_plan(
     sparsifier,      # `Sparsifier` of the model; it is asked, and prunes nothing
     target,          # `Target` in the fit's window
     n_epoch:int,     # Epochs of the fit
-    steps:int,       # Its optimizer steps
+    times:list,      # Its steps at which masks may move; the last is the fit's last
     round_to=None,   # As for `Sparsifier.sparsify_model`
     unselected=(),   # (name, number of weights) of large weights that are not selected
     notes=(),        # Sentences that are known already
     problems=()      # and problems
 ) -> Plan:
     "The plan of a fit"
-    context = sparsifier.options.budget
+    context,steps = sparsifier.options.budget,times[-1]
     by_score = context.by_score
     def pruned(i): # of each layer and in all, after step i
         due = target.due(i/steps) if i else target.like(lambda s: 0)
@@ -97,8 +97,9 @@ def make_plan(
         except ValueError as e: ends.append({}); totals.append(None); refused.append(str(e))
     final = {} if context.together else {l:float(s) for l,s in sparsifier.due(dues[-1]).items()}
     lines = tuple(Line(l.name, l.index, type(l.module).__name__, l.n, l.size, final.get(l, None if context.together else 0.), tuple(end.get(l.name) for end in ends), l.frozen) for l in sparsifier.layers)
-    last  = target.last_move(steps) or int(not refused and pruned(1) != pruned(0)) # a constant one moves them at its first step
-    while last and not refused and (not by_score or not round_to) and pruned(last - 1) == (ends[-1], totals[-1]): last -= 1 # it asks for a fraction of a group more
+    before = dict(zip(times, [0, *times]))
+    last  = target.last_move(times) or times[0]*(not refused and pruned(times[0]) != pruned(0)) # a constant one moves them at once
+    while last and not refused and (not by_score or not round_to) and pruned(before[last]) == (ends[-1], totals[-1]): last = before[last] # it asks for a fraction of a group more
     notes = *notes,*_remarks(lines, steps, last, not sparsifier.options.nm, context, round_to),*(['Not selected: ' + ', '.join(f'{n} ({p:,})' for n,p in unselected)] if unselected else [])
     shares = [sum(s*l.numel for l,s in sparsifier.due(d).items() if not l.frozen)/max(sum(l.numel for l in sparsifier.due(d) if not l.frozen), 1) for d in dues]
     return Plan(lines, tuple(f'{round(float(s), 2):g}%' for s in shares), tuple(totals), steps, last, notes, (*problems, *refused[-1:]), 'weights' if by_score and not context.in_groups else 'groups')

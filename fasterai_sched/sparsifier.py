@@ -283,8 +283,8 @@ class Sparsifier:
 
     @property
     def masks(self) -> dict[str,Tensor]:
-        "What is kept, by layer name: bool, on the weight's device, and broadcasts to it (its shape with a group's dimensions 1, but for blocks and N:M); layers with nothing pruned are left out"
-        return {l.name:l.keep for l in self.layers if l.keep is not None}
+        "What is kept, by layer name: bool, on the weight's device, and broadcasts to it (its shape with a group's dimensions 1, but for blocks and N:M); layers with nothing pruned are left out. Copies: they stay as they are when the masks move"
+        return {l.name:l.keep.clone() for l in self.layers if l.keep is not None}
 
     def _held(self, layers):
         "(parameter or the optimizer's copy of it, what of it is kept) of all that is held at 0"

@@ -11,7 +11,7 @@ from .layers import check_rules, value_of_each
 from .options import check_percent
 from .schedules import check_schedule, is_absolute, windowed
 
-__all__ = ['Target', 'as_lists', 'brackets', 'check_target', 'plain_numbers', 'snapped']
+__all__ = ['Target', 'as_lists', 'brackets', 'check_target', 'plain_numbers', 'snapped', 'update_times']
 
 def check_target(name, value):
     "ValueError unless `value` is a percentage; 0.9 was probably meant to be 90"
@@ -40,6 +40,14 @@ def snapped(x, to):
 def _values(x):
     if isinstance(x, slice): return [x.start, x.stop]
     return list(x.values()) if isinstance(x, dict) else list(x) if isinstance(x, (list, tuple)) else [x]
+
+def update_times(
+    n_epoch:int, # Epochs of a fit
+    n_iter:int,  # and batches in each
+    every:int    # Masks move at every so many-th batch
+) -> list:       # Counted from 1; the last is the fit's last
+    "The batches at which masks may move: multiples of `every`, and the last of each epoch"
+    return [s for s in range(1, n_epoch*n_iter + 1) if not s%every or not s%n_iter]
 
 def brackets(x):
     "`[90]`, `[29.71]`, `[10, 20.0]`: an int as it is, a float with two decimals at most"
@@ -137,8 +145,14 @@ class Target:
         return any(b < a for x,y in zip(dues, dues[1:]) for a,b in zip(x, y))
 
     def last_move(self,
-        n:int # Steps of the fit
-    ) -> int: # 0: it is the same at every step
-        "The step from which on the sparsity due stays what it is at the end"
-        end = self.due(1.)
-        return next((i + 1 for i in range(n - 1, -1, -1) if self.due(i/n) != end), 0)
+        times:list # Steps of the fit at which it is looked at, see `update_times`
+    ) -> int:      # 0: it is the same at all of them
+        "The one of these steps from which on the sparsity due stays what it is at the end"
+        end,back = self.due(1.),[*reversed(times), 0]
+        return next((now for now,before in zip(back, back[1:]) if self.due(before/times[-1]) != end), 0)
+
+    def n_moves(self,
+        times:list # As for `last_move`
+    ) -> int:
+        "At how many of these steps something else is due than at the one before"
+        return sum(self.due(a/times[-1]) != self.due(b/times[-1]) for a,b in zip([0, *times], times))

@@ -25,7 +25,7 @@ class Rewinds:
         target,      # `Target` in the fit's window
         first:int,   # The epoch it begins at
         n_epoch:int, # How many it has
-        n_iter:int   # and steps in each
+        times:list   # Steps at which masks may move
     ):
         "ValueError for what a fit can't do; a warning for a schedule that would rewind too often"
         if self.epoch is None: return
@@ -33,10 +33,10 @@ class Rewinds:
             if first > self.epoch: raise ValueError(f"{n}={v!r} needs the weights of rewind_epoch={self.epoch}, and this fit begins at epoch {first}")
         if self.epoch >= n_epoch: raise ValueError(f"rewind_epoch={self.epoch} is beyond this fit of {n_epoch} epochs, 0 to {n_epoch-1}")
         if not self.lth: return
-        at,n = self.epoch/n_epoch,n_iter*n_epoch
+        at = self.epoch/n_epoch
         if at and target.due(at) != target.like(lambda s: target.start):
             raise ValueError(f"rewind_epoch={self.epoch} comes after pruning has begun: with lth=True it must come before")
-        moves = sum(target.due(i/n) != target.due((i+1)/n) for i in range(n))
+        moves = target.n_moves(times)
         if moves > 10: warnings.warn(f"lth=True rewinds each time the masks grow: {moves} times with schedule={target.schedule.__name__}. "
                                      "A schedule of a few steps, such as iterative, leaves time to train between them")
 

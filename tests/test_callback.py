@@ -867,7 +867,7 @@ def test_masks_go_with_the_callback():
     import weakref
     cb = SparsifyCallback(50)
     learn = fit(cb)
-    held = [weakref.ref(m) for m in cb.sparsifier.masks.values()]
+    held = [weakref.ref(l.keep) for l in cb.sparsifier.layers]
     del cb
     gc.collect()
     assert held and all(r() is None for r in held) and zeros(learn.model) == [54, 162]

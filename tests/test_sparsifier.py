@@ -625,3 +625,40 @@ def test_nothing_else_prints(capsys):
     sp.sparsify_model(50)
     sp.sparsify_layer('0', 75)
     assert capsys.readouterr() == ('', '')
+
+@pytest.mark.parametrize('other', [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize('anywhere', [False, True])
+def test_layers_of_several_precisions_share_a_budget_by_their_values(other, anywhere, monkeypatch):
+    import fasterai_sched.lowest as lowest
+    if anywhere: monkeypatch.setattr(lowest, '_on_cpu', lowest._anywhere)
+    torch.manual_seed(0)
+    m = nn.Sequential(nn.Linear(50, 40, bias=False), nn.Linear(40, 30, bias=False).to(other))
+    flat = torch.cat([l.weight.detach().abs().double().flatten() for l in m])
+    goes = torch.zeros(3200, dtype=torch.bool)
+    goes[flat.argsort(stable=True)[:1600]] = True
+    sp = Sparsifier(m, context='global', layer_type=nn.Linear)
+    for s in (10, 10.2, 50): sp.sparsify_model(s)
+    assert [l.dead for l in sp.layers] == [int(goes[:2000].sum()), int(goes[2000:].sum())]
+    assert torch.equal(torch.cat([(l.weight == 0).flatten() for l in m]), goes)
+
+@pytest.mark.parametrize('context,s', [('global', 20.5), ('uniform', 20.5), ('lamp', 20.5), ('global', 80), ('uniform', 80), ('erk', 80), ('lamp', 80)])
+def test_nan_in_one_of_the_layers_that_share_changes_none(context, s):
+    torch.manual_seed(0)
+    m = nn.Sequential(nn.Linear(50, 400, bias=False), nn.Linear(400, 30, bias=False))
+    sp = Sparsifier(m, context=context, layer_type=nn.Linear)
+    sp.sparsify_model(20)
+    w = m[1].weight.data.view(-1)
+    i,was = int(w.abs().argmax()),{k:v.clone() for k,v in sp.masks.items()}
+    w[i],first = float('nan'),m[0].weight.clone()
+    with pytest.raises(ValueError, match="NaN for layer '1'"): sp.sparsify_model(s)
+    assert torch.equal(m[0].weight, first) and all(torch.equal(v, was[k]) for k,v in sp.masks.items())
+    w[i] = .5
+    sp.sparsify_model(s)
+    assert sum(int((~v).sum()) for v in sp.masks.values()) == sum(l.dead for l in sp.layers) == int(s/100*32_000)
+
+def test_masks_that_were_given_out_stay_as_they_are():
+    sp = Sparsifier(nn.Sequential(nn.Linear(100, 100, bias=False)), layer_type=nn.Linear)
+    sp.sparsify_model(50)
+    before = sp.masks['0']
+    for s in (50.1, 60): sp.sparsify_model(s)
+    assert int((~before).sum()) == 5000 and int((~sp.masks['0']).sum()) == 6000

@@ -1,10 +1,11 @@
 """What is not done: passes that are provably not needed, moves between updates; and that nothing is lost by it."""
+import warnings
 from functools import partial
 
 import pytest
 import torch
 from fastai.callback.training import BnFreeze
-from fastai.vision.all import (Adam, Callback, CSVLogger, GradientAccumulation, GradientClip, Lamb, MixUp, OptimWrapper, QHAdam, RAdam, RMSProp, SaveModelCallback, SGD, ranger)
+from fastai.vision.all import (Adam, Callback, CSVLogger, GradientAccumulation, GradientClip, Lamb, Learner, MixUp, OptimWrapper, QHAdam, RAdam, RMSProp, SaveModelCallback, SGD, ranger)
 from helpers import Spy, convs, tiny_dls, tiny_learner, tiny_model, zeros
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -168,3 +169,127 @@ def test_agp_and_its_model_are_the_same_with_and_without_the_passes(monkeypatch)
         learn.fit(3, cbs=SparsifyCallback(90, schedule=agp, verbose=False))
         return [m.weight.detach().clone() for m in convs(learn.model)]
     assert all(torch.equal(a, b) for a,b in zip(run(True), run(False)))
+
+# -- what an adversary found -----------------------------------------------------------------------------------------------------------
+
+def hooked(learn, cb):
+    "Whether pruned weights, and their averages, are 0 at each forward pass, seen by nobody"
+    seen = []
+    def look(m, args):
+        if cb.sparsifier is None or not m.training: return
+        state = getattr(learn.opt, 'opt', learn.opt).state
+        for l in cb.sparsifier.layers:
+            if l.keep is None: continue
+            gone = ~l.keep.expand_as(l.weight)
+            seen.append((not l.weight[gone].any(), not any(v[gone].any() for v in state.get(l.weight, {}).values() if isinstance(v, torch.Tensor) and v.shape == gone.shape)))
+    learn.model.register_forward_pre_hook(look)
+    return seen
+
+@torch.no_grad()
+def push(self):
+    for p in self.learn.model.parameters(): p.add_(1e-3)
+
+def push_grads(self):
+    for p in self.learn.model.parameters(): p.grad.add_(1e-2)
+
+class Noisy(Learner):
+    def _step(self):
+        super()._step()
+        with torch.no_grad():
+            for p in self.model.parameters(): p.add_(1e-3)
+
+def wrap_step(opt):
+    real = opt.step
+    def step(*args, **kwargs):
+        real(*args, **kwargs)
+        with torch.no_grad():
+            for g in opt.param_groups:
+                for p in g['params']: p.add_(1e-3)
+    opt.step = step
+
+@pytest.mark.parametrize('what', ['event', 'learner', 'patched learner', 'wrapped step', 'hooked step', 'callback'])
+def test_what_may_write_to_weights_is_not_trusted(what):
+    torch_opt = partial(OptimWrapper, opt=torch.optim.Adam)
+    learn = tiny_learner(dls=tiny_dls(n=80), opt_func=torch_opt if what == 'hooked step' else Adam)
+    if what == 'learner': learn.__class__ = Noisy
+    if what == 'patched learner': learn._step = partial(Noisy._step, learn)
+    learn.create_opt()
+    if what == 'wrapped step': wrap_step(learn.opt)
+    if what == 'hooked step': learn.opt.opt.register_step_post_hook(lambda opt, *_: [p.data.add_(1e-3) for g in opt.param_groups for p in g['params']])
+    if what == 'patched learner': learn._step = lambda: (learn.opt.step(), push(learn))
+    push_learn = type('O', (), dict(learn=learn))
+    if what == 'patched learner': learn._step = lambda: (learn.opt.step(), push(push_learn))
+    cb = SparsifyCallback(80, end_epoch=1, verbose=False)
+    seen = hooked(learn, cb)
+    extra = dict(event=[Callback(after_step=push)], callback=[Spy('after_step', lambda l: push(push_learn))]).get(what, [])
+    if 'learner' in what or 'step' in what: learn.create_opt = lambda: None # the one that is there
+    learn.fit(2, cbs=[cb, *extra])
+    assert seen and all(w for w,_ in seen) and [l.dead for l in cb.sparsifier.layers] == [86, 259]
+
+@pytest.mark.parametrize('opt', [Adam, partial(SGD, mom=.9)])
+@pytest.mark.parametrize('cb', [lambda: Callback(before_step=push_grads), lambda: Spy('before_step', lambda l: [p.grad.add_(1e-2) for p in l.model.parameters()] and None, order=60)])
+def test_averages_that_another_has_filled_are_emptied_at_the_next_move(opt, cb):
+    learn,mine,late = tiny_learner(dls=tiny_dls(n=80), opt_func=opt),SparsifyCallback(80, schedule='lin', verbose=False),[]
+    def look(l):
+        if not l.training or not mine._moved: return
+        late.append(any(v[~x.keep].any() for x in mine.sparsifier.layers for v in l.opt.state[x.weight].values() if isinstance(v, torch.Tensor) and v.shape == x.keep.shape))
+    learn.fit(1, cbs=[mine, cb(), Spy('before_batch', look, order=56)])
+    assert len(late) == 8 and not any(late) # right after a move
+
+def test_a_parameter_that_lies_where_a_selected_one_does_is_seen():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a,self.b,self.h = nn.Conv2d(2, 2, 3, padding=1),nn.Conv2d(2, 2, 3, padding=1),nn.Linear(2, 3)
+            self.b.weight.data = self.a.weight.data
+        def forward(self, x): return self.h(self.b(self.a(x).relu()).mean((2, 3)))
+    learn,cb = tiny_learner(Both(), dls=tiny_dls(n=80), opt_func=Adam),SparsifyCallback(80, layers='a', verbose=False)
+    seen = hooked(learn, cb)
+    learn.fit(2, cbs=cb)
+    assert seen and all(w for w,_ in seen)
+
+@pytest.mark.parametrize('every', [1, 3, 6, 7, 100])
+@pytest.mark.parametrize('acc', [0, 40])
+def test_what_comes_back_is_chosen_by_the_gradient_whenever_masks_move(every, acc):
+    import fasterai_sched.moves as moves
+    by,dense,shrink,step = [],[],moves.Budget._shrunk,SparsifyCallback._with_gradients
+    def shrunk(self, k, round_to):
+        by.append(bool(dense))
+        return shrink(self, k, round_to)
+    def with_gradients(self):
+        dense.append(1)
+        step(self)
+        dense.clear()
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(moves.Budget, '_shrunk', shrunk)
+        m.setattr(SparsifyCallback, '_with_gradients', with_gradients)
+        cb = SparsifyCallback(80, schedule='dsd', update_every=every, verbose=False)
+        tiny_learner(dls=tiny_dls(n=160), opt_func=Adam).fit(3, cbs=[cb, *([GradientAccumulation(acc)] if acc else [])])
+    assert by and [l.dead for l in cb.sparsifier.layers] == [0, 0]
+    # a step of several batches: what the last of an epoch adds is caught up with when it has ended, and then there is no gradient
+    assert all(by) if not acc else by.count(False) <= 4 if every < 100 else not any(by)
+
+@pytest.mark.parametrize('every', [1, 2, 3])
+def test_masks_stay_as_they_are_amid_an_accumulated_step(every):
+    learn,cb,seen = tiny_learner(dls=tiny_dls(n=160)),SparsifyCallback(80, schedule='lin', update_every=every, verbose=False),[]
+    learn.fit(2, cbs=[cb, GradientAccumulation(40), Spy('before_batch', lambda l: seen.append((l.iter, [x.dead for x in cb.sparsifier.layers])) if l.training else None, order=56)])
+    groups = [[d for i,d in seen[j:j + 4]] for j in range(0, len(seen), 4)] # four batches of 10 a step
+    assert len(seen) == 32 and all(g[0] == x for g in groups for x in g)
+
+def test_plan_and_warnings_know_of_update_every():
+    from fasterai_sched import Schedule
+    from fasterai_sched.schedules import sched_lin
+    learn = tiny_learner(dls=tiny_dls(n=100))
+    cb = SparsifyCallback(80, schedule=Schedule(sched_lin, start_pct=.5, end_pct=.6), update_every=7, verbose=False)
+    plan = cb.plan(learn, 2)
+    learn.fit(2, cbs=cb)
+    assert (plan.last_move, plan.recovery) == (14, 6) and cb.history.query('kind == "masks"').step.tolist() == [14]
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', message='lth=True rewinds')
+        tiny_learner(dls=tiny_dls(n=100)).fit(3, cbs=SparsifyCallback(80, lth=True, update_every=10, verbose=False))
+    with pytest.warns(UserWarning, match='30 times'): tiny_learner(dls=tiny_dls(n=100)).fit(3, cbs=SparsifyCallback(80, schedule='lin', lth=True, verbose=False))
+
+def test_the_target_of_end_epoch_is_that_of_its_last_batch():
+    cb,seen = SparsifyCallback(60, schedule='lin', end_epoch=2, update_every=7, verbose=False),[]
+    tiny_learner(dls=tiny_dls(n=80)).fit(3, cbs=[cb, Spy('after_pred', lambda l: seen.append(sum(x.dead for x in cb.sparsifier.layers)) if l.training else None)])
+    assert seen[15] == 64 + 194 and seen[13] == seen[14] < seen[15]
