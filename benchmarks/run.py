@@ -267,7 +267,7 @@ def table(r):
     yield '|---|--:|'
     yield f"| a pass over ResNet-18's gradients, beside `mul_` by a bool mask ({bool_:.1f} ms) | {p['mask_grads']/bool_:.2f}x |"
     yield f"| memory while it trains, for each selected weight | {mem['training']:.2f} bytes |"
-    yield f"| memory more in an update, at most; a global one, from dense | {max(mem['update'], 0):.2f} bytes; {mem['update_global_from_dense']:.2f} bytes |"
+    yield f"| memory more in an update, at most; a global one, from dense | {max(mem['update'], 0):.2f} bytes; {max(mem['update_global_from_dense'], 0):.2f} bytes |"
     yield f"| memory left when the callback is gone | {max(mem['after'], 0):.2f} bytes |"
     yield f"| growth of an update: exponent of the number of weights, 10^5 to 10^8; of layers, 10 to 2,000 | {s[0]:.2f}; {s[2]:.2f} |"
     yield f"| `import fasterai_sched` beside `import fastai.vision.all` ({i['fastai']:.1f} s) | {100*i['ours']/i['fastai']:.1f} % |"
