@@ -1,7 +1,7 @@
 """What a mask costs: fasterai_sched beside fasterai 0.4.1 and torch.nn.utils.prune, in one process and run.
 
     pip install -e '.[bench]'
-    python benchmarks/run.py                  every part, some eight minutes: a table, benchmarks/run.json and benchmarks/run.png
+    python benchmarks/run.py                  every part, ten minutes: a table, benchmarks/run.json and benchmarks/run.png
     python benchmarks/run.py passes scaling   only these; the others keep what run.json has of them
     python benchmarks/run.py --table          the table of what is there, as Markdown
 

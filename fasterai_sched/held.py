@@ -152,6 +152,16 @@ class Held(Found):
         if t is not None: return hold(t, self.keep)
         for p,keep in self.held: hold(p, keep)
 
+    def zero_like(self,
+        p:Tensor,    # One of what it holds,
+        keep:Tensor, # and what of that is kept: see `held`
+        t:Tensor,    # What an optimizer has of `p`: a copy, an average
+        fresh:bool   # As for `zero`
+    ):
+        "Zero in `t` what is pruned of `p`"
+        if p is self.weight: self.zero(t, fresh)
+        else: hold(t, keep)
+
     # -- the mask ----------------------------------------------------------------------------------------------------------------
 
     def set_mask(self,

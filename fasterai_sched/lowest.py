@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ['NotANumber', 'Part', 'Pruned', 'lowest']
+__all__ = ['NotANumber', 'Part', 'Pruned', 'as_ints', 'lowest']
 
 CHUNK = 1 << 17 # elements looked at together: they stay in the cache from one operation to the next
 SMALL = 1 << 15 # elements that are rather sorted than sampled
@@ -61,8 +61,12 @@ def lowest(
 # -- on the CPU: a sample tells between which two scores the threshold should be, and only what is there is looked at closely ----
 
 def _as_floats(i, dtype): return torch.from_numpy(i).view(dtype)
-def _as_ints(x): return x.view({2:torch.int16, 4:torch.int32, 8:torch.int64}[x.itemsize])
-_INF = {d:int(_as_ints(torch.tensor(inf, dtype=d))) for d in (torch.float16, torch.bfloat16, torch.float32, torch.float64)} # its bits
+def as_ints(
+    x:Tensor # Of floats
+) -> Tensor: # A view
+    "Its bits, as integers"
+    return x.view({2:torch.int16, 4:torch.int32, 8:torch.int64}[x.itemsize])
+_INF = {d:int(as_ints(torch.tensor(inf, dtype=d))) for d in (torch.float16, torch.bfloat16, torch.float32, torch.float64)} # its bits
 
 class _Chunks:
     "A part for numpy and torch, each of which does what it does faster"
@@ -70,7 +74,7 @@ class _Chunks:
         self.x,self.magnitude,self.zero,self.clean,self.n,self.alive = part.scores,part.magnitude,part.zero,part.clean,part.n,part.alive
         self.keep = None if part.keep is None else part.keep.numpy()
         # the bits of magnitudes are integers that sort as they do, in any precision
-        self.keys = (_as_ints(self.x) if self.magnitude else self.x).numpy()
+        self.keys = (as_ints(self.x) if self.magnitude else self.x).numpy()
         self.top  = np.iinfo(self.keys.dtype).max if self.magnitude else None
         self.inf  = _INF[self.x.dtype] if self.magnitude else inf
         self.nan  = False # whether it has seen one: its bits are above those of infinity, and it is not below it
@@ -84,36 +88,37 @@ class _Chunks:
         while gcd(step, 210*max(self.n, 1)) > 1: step += 1 # in step with no dimension
         rows = self.n//step
         runs = lambda x: x[:rows*step].reshape(rows, step)[:, :RUN].reshape(-1)
-        values = self.values(np.s_[:])[:0] if not rows else np.bitwise_and(runs(self.keys), self.top) if self.magnitude else runs(self.keys)
-        return values if self.keep is None or not rows else values[runs(self.keep)]
+        values = runs(self.keys) & self.top if self.magnitude else runs(self.keys)
+        return values if self.keep is None else values[runs(self.keep)]
 
     def scan(self, low, high):
         "How many are above `high` (if there is a `low`), and the places and values of those that are above `low` and not above `high`"
         m = min(CHUNK, self.n)
         buf,between,count,places,values = np.empty(m, self.keys.dtype),np.empty(m, bool),0,[],[]
-        new = np.empty(m if low is None else self.n, bool) # of what is above `high` it is sure that it stays
+        self.new = None if low is None else np.empty(self.n, bool) # of what is above `high` it is sure that it stays
         for i in range(0, max(self.n, 1), CHUNK):
             at = slice(i, min(i + CHUNK, self.n))
             m  = at.stop - i
-            a,b,up = self.values(at, buf[:m]),between[:m],new[:m] if low is None else new[at]
+            a,b = self.values(at, buf[:m]),between[:m]
             if m and not a.max() <= self.inf: self.nan = True
             if low is None: # what goes is among few, and all others stay
                 if high is None: b[:] = True
                 else: np.less_equal(a, high, out=b)
+                if self.keep is not None: b &= self.keep[at]
             else:
+                up = self.new[at]
                 np.greater(a, low, out=b)
                 if high is None: up[:] = False
                 else: np.greater(a, high, out=up)
                 b ^= up
-            if self.keep is not None and not (self.clean and low is not None):
-                b &= self.keep[at]
-                if low is not None: up &= self.keep[at]
-            if low is not None: count += int(np.count_nonzero(up))
+                if self.keep is not None and not self.clean: # what is 0 is not above `low`
+                    b &= self.keep[at]
+                    up &= self.keep[at]
+                count += int(np.count_nonzero(up))
             j = b.nonzero()[0]
             values.append(a[j])
             j += i
             places.append(j)
-        self.new = new
         return count,np.concatenate(places),np.concatenate(values)
 
     def prune_few(self, goes):
@@ -175,8 +180,8 @@ def _on_cpu(parts, k):
 
 def _keys(p):
     "Integers that sort as the scores do"
-    if p.magnitude: return (i := _as_ints(p.scores)) & torch.iinfo(i.dtype).max
-    i = _as_ints(p.scores + 0.) # -0. is 0.
+    if p.magnitude: return (i := as_ints(p.scores)) & torch.iinfo(i.dtype).max
+    i = as_ints(p.scores + 0.) # -0. is 0.
     return i ^ ((i >> (8*i.itemsize - 1)) & torch.iinfo(i.dtype).max)
 
 def _anywhere(parts, k):

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .lowest import Part, lowest
+from .lowest import Part, as_ints, lowest
 
 __all__ = ['n_pruned', 'round_kept', 'keep_masks', 'at_most', 'lowest_of_each', 'hold', 'drop']
 
@@ -88,7 +88,7 @@ def hold(
     keep:Tensor # Bool, on its device, broadcasts to it
 ):
     "Zero what is not kept, in place: NaN and infinity too, as it is the bits that are multiplied"
-    bits = t.detach().view({2:torch.int16, 4:torch.int32, 8:torch.int64}[t.itemsize])
+    bits = as_ints(t.detach())
     # one thread of numpy does this as fast as four of torch
     if t.device.type == 'cpu' and torch.get_num_threads() <= 4: np.multiply(bits.numpy(), keep.numpy(), out=bits.numpy())
     else: bits.mul_(keep)

@@ -296,9 +296,7 @@ class Sparsifier:
     def _zero(self, l, fresh=False):
         l.zero(fresh=fresh)
         for p,keep in l.held:
-            if id(p) not in self.masters: continue
-            if p is l.weight: l.zero(self.masters[id(p)], fresh)
-            else: hold(self.masters[id(p)], keep)
+            if id(p) in self.masters: l.zero_like(p, keep, self.masters[id(p)], fresh)
 
     def held(self) -> dict:
         "What the masks keep, by the parameter's name: of weights, and of the bias and batch norm of whole output channels"
@@ -355,9 +353,7 @@ class Sparsifier:
             for p,keep in l.held:
                 for q in (p, self.masters[id(p)]) if id(p) in self.masters else (p,):
                     for v in [*state.get(q, {}).values(), *([more[id(q)]] if id(q) in more else [])]:
-                        if not isinstance(v, Tensor) or v.shape != p.shape or not v.is_floating_point(): continue
-                        if p is l.weight: l.zero(v, fresh)
-                        else: hold(v, keep)
+                        if isinstance(v, Tensor) and v.shape == p.shape and v.is_floating_point(): l.zero_like(p, keep, v, fresh)
 
     # -- how much ----------------------------------------------------------------------------------------------------------------
 
