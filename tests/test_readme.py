@@ -69,7 +69,7 @@ def test_the_lines_of_works_with(tmp_path):
 
 def test_the_table_is_that_of_the_page():
     "The accuracies are those of the tutorial's last epochs, which `make demo` repeats"
-    page = (ROOT/'nbs'/'tutorial.schedules.ipynb').read_text(encoding='utf-8')
+    page = (ROOT/'nbs'/'01_tutorial.schedules.ipynb').read_text(encoding='utf-8')
     ends = re.findall(r'<td>9</td>.*?<td>\d\.\d+</td>.*?<td>\d\.\d+</td>.*?<td>(\d\.\d+)</td>', page, re.S)
     table = re.findall(r'\| ([\d.]+)% \| [\d.]+% \|', README)
     assert len(table) == 4 and [f'{float(e):.2%}' for e in dict.fromkeys(ends)][:4] == [f'{t}%' for t in table]
