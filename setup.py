@@ -13,4 +13,4 @@ setup(
     license=s['license'], python_requires=f">={s['min_python']}",
     long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
     packages=find_packages(include=['fasterai_sched*']),
-    install_requires=s['requirements'].split(), extras_require={k: s[f'{k}_requirements'].split() for k in ('dev', 'bench')})
+    install_requires=s['requirements'].split(), extras_require={k.removesuffix('_requirements'): v.split() for k,v in s.items() if k.endswith('_requirements')})

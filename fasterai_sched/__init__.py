@@ -7,6 +7,7 @@ from .callback import SparsifyCallback
 from .criteria import (Criteria, Normalizer, Reducer, available_criterias, criterias, large_final, large_init, large_init_large_final,
     magnitude_increase, movement, movmag, random, small_final, small_init, small_init_small_final, squared_final,
     taylor, movement_pruning, updating_magnitude_increase, updating_movement, updating_movmag, wanda)
+from .disk import load_sparse, save_sparse
 from .granularity import Granularities, is_nm
 from .plan import Plan
 from .report import Report, sparsity_report
@@ -15,7 +16,7 @@ from .schedules import (Schedule, ac_dc, agp, available_schedules, cos, cyclic, 
 from .sparsifier import Sparsifier
 
 __all__ = [
-    'SparsifyCallback', 'Sparsifier', 'sparsity_report', 'Report', 'plot_schedules',
+    'SparsifyCallback', 'Sparsifier', 'sparsity_report', 'Report', 'save_sparse', 'load_sparse', 'plot_schedules',
     'Schedule', 'available_schedules', 'one_shot', 'iterative', 'agp', 'one_cycle', 'cos', 'lin', 'dsd', 'cyclic', 'ac_dc',
     'sched_oneshot', 'sched_iterative', 'sched_agp', 'sched_onecycle', 'sched_dsd', 'sched_cyclic', 'sched_acdc',
     'Granularities', 'is_nm', 'Context', 'contexts', 'Plan', 'Criteria', 'Reducer', 'Normalizer', 'criterias', 'available_criterias', 'random', 'large_final', 'squared_final',

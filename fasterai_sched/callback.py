@@ -328,7 +328,7 @@ class SparsifyCallback(Callback):
             try: sp.check_criteria()
             except ValueError as e: problems.append(str(e))
         if any(isinstance(cb, GradientAccumulation) for cb in learn.cbs): warned.append(warnings.WarningMessage('A step is a batch here, and with GradientAccumulation the optimizer takes fewer', UserWarning, '', 0))
-        unselected = sparsity_report(model, nn.Module, [l.name for l in sp.layers]).unselected
+        unselected = sparsity_report(model, nn.Module, [l.name for l in sp.layers], whole=False).unselected
         return make_plan(sp, target, n_epoch, self._times(n_epoch, n_iter), self.round_to, unselected, [str(w.message) for w in warned], problems)
 
     # -- a step ------------------------------------------------------------------------------------------------------------------
@@ -441,7 +441,7 @@ class SparsifyCallback(Callback):
         self._mask_weights()
 
     def _measure(self):
-        if self._epoch_report is None: self._epoch_report = self.sparsifier.report()
+        if self._epoch_report is None: self._epoch_report = self.sparsifier.report(sizes=False)
         return self._epoch_report
 
     def after_validate(self):

@@ -7,6 +7,8 @@ from html import escape
 import torch
 from torch import Tensor, nn
 
+from .disk import n_bytes
+
 __all__ = ['Report', 'Row', 'n_zeros', 'weights_of', 'sparsity_report']
 
 def n_zeros(t:Tensor) -> int:
@@ -30,6 +32,16 @@ class Row:
     @property
     def sparsity(self): return percent(self.zeros, self.params)
 
+def _bar(sparsity):
+    "A bar for a table cell, filled as far as the weights are zero, in colours that are seen on white and on black"
+    return ('<div style="width:100px;height:.7em;border:1px solid #808080;border-radius:2px;overflow:hidden">'
+            f'<div style="width:{sparsity:.2f}%;height:100%;background:#3d85c6"></div></div>')
+
+def _on_disk(dense, sparse):
+    "How large the model's file is, in words"
+    scale,unit = (1e6, 'MB') if dense >= 1e6 else (1e3, 'kB')
+    return f'The whole model on disk: {dense/scale:,.1f} {unit} as it is, {sparse/scale:,.1f} {unit} ({percent(sparse, dense):.0f}%) with save_sparse'
+
 _line = "{:<20} {:<15} {:<10} {:<10} {}".format
 
 @dataclass(frozen=True)
@@ -38,6 +50,7 @@ class Report:
     rows:tuple           # Of `Row`
     unselected:tuple=()  # Large weights that no row counts: (name, number of weights)
     notes:tuple=()       # What else there is to know, a sentence each; shown under the table in a notebook
+    sizes:tuple=None     # Bytes of the whole model: as it is, and as `save_sparse` would write it; None: not looked at
 
     @property
     def params(self): return sum(r.params for r in self.rows if not r.frozen)
@@ -57,16 +70,14 @@ class Report:
     __repr__ = __str__
 
     def _repr_html_(self):
-        def tr(*cells, tag='td'):
-            left,right = 'style="text-align:left"','style="text-align:right"'
-            return '<tr>' + ''.join(f'<{tag} {left if i < 3 else right}>{c}</{tag}>' for i,c in enumerate(cells)) + '</tr>'
-        head = tr('Layer', 'Name', 'Type', 'Params', 'Zeros', 'Sparsity', tag='th')
-        body = [tr(f'Layer {r.index}', escape(r.name), escape(r.type), f'{r.params:,}', f'{r.zeros:,}', 'frozen' if r.frozen else f'{r.sparsity:.2f}%')
+        def tr(*cells, tag='td'): return '<tr>' + ''.join(f'<{tag} style="text-align:{"left" if i < 3 else "right"}">{c}</{tag}>' for i,c in enumerate(cells)) + '</tr>'
+        head = tr('Layer', 'Name', 'Type', 'Params', 'Zeros', 'Sparsity', '', tag='th')
+        body = [tr(f'Layer {r.index}', escape(r.name), escape(r.type), f'{r.params:,}', f'{r.zeros:,}', *(('frozen', '') if r.frozen else (f'{r.sparsity:.2f}%', _bar(r.sparsity))))
                 for r in self.rows]
-        foot = tr('Overall', '', 'all', f'{self.params:,}', f'{self.zeros:,}', f'{self.sparsity:.2f}%', tag='th')
+        foot = tr('Overall', '', 'all', f'{self.params:,}', f'{self.zeros:,}', f'{self.sparsity:.2f}%', _bar(self.sparsity), tag='th')
         rest = ', '.join(f'{escape(n)} ({p:,})' for n,p in self.unselected)
-        note = f'<p>Not selected, and dense or not, not counted here: {rest}</p>' if rest else ''
-        return f'<table><thead>{head}</thead><tbody>{"".join(body)}</tbody><tfoot>{foot}</tfoot></table>{note}' + ''.join(f'<p>{escape(n)}</p>' for n in self.notes)
+        notes = [*([f'Not selected, and dense or not, not counted here: {rest}'] if rest else []), *map(escape, self.notes), *([_on_disk(*self.sizes)] if self.sizes else [])]
+        return f'<table><thead>{head}</thead><tbody>{"".join(body)}</tbody><tfoot>{foot}</tfoot></table>' + ''.join(f'<p>{n}</p>' for n in notes)
 
     def to_df(self):
         "A DataFrame, a row a layer: name, index, type, params, zeros, sparsity (percent), frozen"
@@ -92,7 +103,8 @@ def sparsity_report(
     model:nn.Module,         # Any model; nothing of it is changed
     layer_type=nn.Conv2d,    # Type of layer to count, or a tuple of types; `nn.Module` counts every layer's weight of two or more dimensions
     names=None,              # Count only the layers of these names; None: all of that type
-    frozen=()                # Names to list as frozen, outside the sum
+    frozen=(),               # Names to list as frozen, outside the sum
+    whole=None               # The model whose file is meant, if that is more than `model`; False: don't look at sizes
 ) -> Report:                 # Prints as the seed's table; a table with names in a notebook; `.to_df()`
     "Count the zeros in the layers of a model. A weight that two layers share is counted once, one that is computed (spectral_norm) not at all; raises ValueError if there is no such layer"
     rows,seen = [],set()
@@ -104,7 +116,7 @@ def sparsity_report(
             seen.add(id(w))
             rows.append(Row(name, i, type(m).__name__, w.numel(), n_zeros(w), name in frozen))
     if not rows: raise ValueError(f"No {type_name(layer_type)} with a weight in this {type(model).__name__}; it has {weight_types(model)}")
-    return Report(tuple(rows), _unselected(model, seen))
+    return Report(tuple(rows), _unselected(model, seen), sizes=None if whole is False else n_bytes(model if whole is None else whole))
 
 def type_name(layer_type):
     "The name of a layer type, or of each of a tuple"

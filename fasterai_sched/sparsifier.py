@@ -362,9 +362,12 @@ class Sparsifier:
         "What the masks prune of the layers that train, in percent of their weights"
         return 100*sum(l.gone for l in self.active)/max(sum(l.numel for l in self.active), 1)
 
-    def report(self):
+    def report(self,
+        sizes:bool=True # Whether to look at what the whole model takes on disk, too
+    ):
         "The selected layers' zeros, counted: a `Report`"
-        return replace(sparsity_report(self.model, nn.Module, [l.name for l in self.layers], [l.name for l in self.layers if l.frozen]), notes=tuple(self._notes()))
+        names,frozen = ([l.name for l in ls] for ls in (self.layers, [l for l in self.layers if l.frozen]))
+        return replace(sparsity_report(self.model, nn.Module, names, frozen, self.whole if sizes else False), notes=tuple(self._notes()))
 
     def _notes(self):
         "What a table does not say"

@@ -1,5 +1,6 @@
 """Reports: what is zero in a model, to the character."""
 from dataclasses import FrozenInstanceError
+import re
 
 import pytest
 import torch
@@ -112,8 +113,24 @@ def test_nothing_of_the_model_is_changed():
 def test_the_html_table_has_names_beside_numbers():
     html = sparsity_report(net())._repr_html_()
     cells = [c.split('>')[-1] for c in html.replace('</th>', '</td>').split('</td>')[:-1]]
-    assert cells == ['Layer', 'Name', 'Type', 'Params', 'Zeros', 'Sparsity', 'Layer 1', '0', 'Conv2d', '36', '27', '75.00%',
-                     'Layer 4', '2.0', 'Conv2d', '4,800', '1,200', '25.00%', 'Overall', '', 'all', '4,836', '1,227', '25.37%']
+    assert cells == ['Layer', 'Name', 'Type', 'Params', 'Zeros', 'Sparsity', '', 'Layer 1', '0', 'Conv2d', '36', '27', '75.00%', '',
+                     'Layer 4', '2.0', 'Conv2d', '4,800', '1,200', '25.00%', '', 'Overall', '', 'all', '4,836', '1,227', '25.37%', '']
+
+def test_a_bar_a_layer_is_as_long_as_it_is_sparse():
+    html = sparsity_report(net(), (nn.Conv2d, nn.Linear), frozen=['2.0'])._repr_html_()
+    assert re.findall(r'width:([\d.]+)%', html) == ['75.00', '0.33', f'{100*28/336:.2f}'] # none for the frozen one; the last is of all
+
+def test_the_footer_states_dense_and_compressed_size():
+    m = nn.Sequential(nn.Linear(1000, 1000, bias=False))
+    with torch.no_grad(): m[0].weight.view(-1)[:900_000] = 0
+    rep = sparsity_report(m, nn.Linear)
+    assert rep.sizes == (4_000_000, 400_000 + 125_000)
+    assert '<p>The whole model on disk: 4.0 MB as it is, 0.5 MB (13%) with save_sparse</p>' in rep._repr_html_()
+    assert 'disk' not in str(rep) # the seed's
+    whole = sparsity_report(m, nn.Linear, whole=nn.ModuleList([m, nn.Linear(10, 25, bias=False)]))
+    assert whole.sizes == (4_001_000, 526_000)
+    assert sparsity_report(m, nn.Linear, whole=False).sizes is None and '<p>' not in sparsity_report(m, nn.Linear, whole=False)._repr_html_()
+    assert 'on disk: 1.0 kB as it is' in sparsity_report(nn.Linear(10, 25, bias=False), nn.Linear)._repr_html_()
 
 def test_html_escapes_what_names_may_hold():
     class Odd(nn.Linear): pass
@@ -135,7 +152,7 @@ def test_html_names_large_weights_that_were_not_selected():
 
 def test_html_has_no_note_when_everything_large_is_counted():
     rep = sparsity_report(net(), (nn.Conv2d, nn.Linear))
-    assert rep.unselected == () and '<p>' not in rep._repr_html_()
+    assert rep.unselected == () and 'Not selected' not in rep._repr_html_()
 
 def test_the_data_frame_has_a_row_a_layer():
     df = sparsity_report(net(), frozen=['2.0']).to_df()

@@ -1,0 +1,148 @@
+"""DISK: what the zeros are worth in a file. Of a tensor with many zeros the values that are none, and a bit for each place."""
+
+from __future__ import annotations
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+__all__ = ['save_sparse', 'load_sparse', 'n_bytes']
+
+FORMAT = 'fasterai_sched.sparse/1'
+# stored as they are; of any other dtype the bits are
+_NATURAL = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
+# whose sign bit alone is another zero (in the fnuz kinds of 8 bits it is NaN)
+_SIGNED = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2}
+_INTS = {1:torch.int8, 2:torch.int16, 4:torch.int32, 8:torch.int64}
+
+def _safetensors():
+    try: import safetensors.torch
+    except ImportError as e: raise ImportError("save_sparse and load_sparse need safetensors: pip install 'fasterai_sched[disk]'") from e
+    return safetensors
+
+def _real(t):
+    "Complex numbers as two, and nothing left to be done lazily"
+    return torch.view_as_real(t.resolve_conj()) if t.is_complex() else t.resolve_neg()
+
+def _flat(t):
+    "All of a tensor in one row, on the CPU"
+    return _real(t.detach().cpu()).contiguous().flatten()
+
+def _bits(flat): return flat.view(_INTS[flat.itemsize])
+
+def _pack(mask): return torch.from_numpy(np.packbits(mask.numpy()))
+def _unpack(packed, n): return torch.from_numpy(np.unpackbits(packed.numpy(), count=n).view(bool))
+
+def _zeros(flat):
+    "Which elements are 0, and which of those have a sign; None: none has"
+    bits = _bits(flat)
+    zero = bits == 0
+    negative = bits == torch.iinfo(bits.dtype).min if flat.dtype in _SIGNED else None
+    if negative is None or not negative.any(): return zero,None
+    zero |= negative
+    return zero,negative[zero]
+
+def _n_packed(n, n_zero, itemsize, signs): return (n - n_zero)*itemsize + -(-n//8) + (-(-n_zero//8) if signs else 0)
+
+def _parts(t):
+    "What is stored of a tensor: name of a part -> tensor; the values alone where packing would not pay"
+    flat = _flat(t)
+    (zero,signs),bits = _zeros(flat),_bits(flat) # only bits are moved: a copy of floats may give another NaN
+    packed = _n_packed(len(flat), int(zero.sum()), flat.itemsize, signs is not None) < flat.nbytes
+    values = bits[~zero] if packed else bits
+    values = values.view(flat.dtype if flat.dtype in _NATURAL else values.dtype)
+    if not packed: return {'':values.view(t.shape) if t.dtype in _NATURAL else values}
+    return {'':values, '|mask':_pack(~zero), **({} if signs is None else {'|negative':_pack(signs)})}
+
+def _whole(parts, dtype, shape):
+    "A tensor from its parts"
+    bits = _bits(parts[''].flatten())
+    if '|mask' in parts:
+        keep = _unpack(parts['|mask'], int(np.prod(shape, dtype=np.int64))*dtype.itemsize//bits.itemsize)
+        values,bits = bits,torch.zeros(len(keep), dtype=bits.dtype)
+        bits[keep] = values
+        if '|negative' in parts: bits[~keep] = torch.where(_unpack(parts['|negative'], int((~keep).sum())), torch.iinfo(bits.dtype).min, 0).to(bits.dtype)
+    return bits.view(dtype).view(shape)
+
+def _odd(v):
+    "What is not ordinary about what a state_dict holds, in words; None: nothing"
+    if not isinstance(v, Tensor):     return f'of type {type(v).__name__}'
+    if nn.parameter.is_lazy(v):       return 'not initialized yet'
+    if v.is_meta:                     return 'on the meta device, without values'
+    if v.is_quantized:                return 'quantized'
+    if v.layout != torch.strided:     return f'of layout {v.layout}'
+
+def _place(t): return t.data_ptr(), t.dtype, tuple(t.shape), t.stride()
+
+def _state(model): return model.state_dict() if isinstance(model, nn.Module) else dict(model)
+
+def save_sparse(
+    model, # The model, or its `state_dict`; nothing of it is changed
+    path   # File to write, such as 'model.safetensors'; one that is there is replaced when the new one is whole
+) -> int:  # Its size in bytes
+    """Save a model's `state_dict` without its zeros: of each tensor the values that are not 0 and a bit for each place, or all of it where that is less. A safetensors file (`pip install 'fasterai_sched[disk]'`), without pickle.
+    `load_sparse` gives back every bit, of any dtype. Raises ValueError for what is no ordinary tensor (sparse layouts, quantized, extra state)"""
+    st,tensors,about,seen,memory = _safetensors(),{},{},{},set()
+    for k,v in _state(model).items():
+        if odd := _odd(v): raise ValueError(f"{k!r} in the model's state_dict is {odd}: only ordinary tensors are saved")
+        same = seen.setdefault(_place(v), k) if v.numel() else k # tied weights are stored once
+        about[k] = dict(dtype=str(v.dtype).removeprefix('torch.'), shape=list(v.shape), **({'same':same} if same != k else {}))
+        if same != k: continue
+        for part,t in _parts(v).items():
+            if k + part in tensors: raise ValueError(f"{k + part!r} is the name of a tensor and of a part of another: rename one of them")
+            at = t.untyped_storage().data_ptr()
+            tensors[k + part] = t.clone() if at in memory else t # one may be a view into another
+            memory.add(at)
+    path = Path(path)
+    half = path.with_name(f'.{path.name}.{os.getpid()}')
+    try:
+        st.torch.save_file(tensors, half, {'format':'pt', 'sparse':FORMAT, 'tensors':json.dumps(about)})
+        os.replace(half, path)
+    finally: half.unlink(missing_ok=True)
+    return path.stat().st_size
+
+def load_sparse(
+    path,                # File that `save_sparse` wrote
+    model:nn.Module=None # The model to load it into, on whatever device it is; None: into none
+):                       # The model; without one, the `state_dict`, on the CPU
+    "Load what `save_sparse` has saved, to the bit. Raises ValueError for any other file, and RuntimeError, as `load_state_dict` does, where the model has other names or shapes; the model is left as it was then"
+    try:
+        with _safetensors().safe_open(path, 'pt') as f:
+            meta = f.metadata() or {}
+            stored = {n:f.get_tensor(n) for n in f.keys()} if meta.get('sparse') == FORMAT else {}
+    except _safetensors().SafetensorError as e: raise ValueError(f"path={str(path)!r} is not a safetensors file: {e}") from e
+    if meta.get('sparse') != FORMAT:
+        raise ValueError(f"path={str(path)!r} was not written by save_sparse: its format is {meta.get('sparse', 'that of plain safetensors')!r}, and not {FORMAT!r}")
+    state = {}
+    for k,a in json.loads(meta['tensors']).items():
+        if 'same' in a: state[k] = state[a['same']]
+        else: state[k] = _whole({p:stored[k + p] for p in ('', '|mask', '|negative') if k + p in stored}, getattr(torch, a['dtype']), a['shape'])
+    if model is None: return state
+    _check_fits(model, state, path)
+    model.load_state_dict(state)
+    return model
+
+def _check_fits(model, state, path):
+    "RuntimeError before anything is copied: `load_state_dict` copies what fits and then complains"
+    own = model.state_dict()
+    wrong = [f'{k!r} is missing in the file' for k in own if k not in state] + [f'{k!r} is not in the model' for k in state if k not in own]
+    wrong += [f'{k!r} has shape {tuple(v.shape)} in the file and {tuple(own[k].shape)} in the model' for k,v in state.items() if k in own and own[k].shape != v.shape]
+    if wrong: raise RuntimeError(f"path={str(path)!r} does not fit this {type(model).__name__}: {'; '.join(wrong[:8])}{f' and {len(wrong) - 8} more' if len(wrong) > 8 else ''}")
+
+@torch.no_grad()
+def n_bytes(
+    model # The model, or its `state_dict`
+) -> tuple: # Bytes of its tensors as they are, and as `save_sparse` stores them (its header comes to that, about 150 bytes a tensor)
+    "What a model takes on disk, dense and without its zeros"
+    dense,sparse,seen = 0,0,set()
+    for v in _state(model).values():
+        if _odd(v) or _place(v) in seen: continue
+        seen.add(_place(v))
+        x = _real(v)
+        if x.itemsize == 1 or not x.is_floating_point(): x = _bits(x) # some dtypes count nothing
+        # that a zero may have a sign, and a bit more then, would take another look at everything
+        dense,sparse = dense + v.nbytes,sparse + min(v.nbytes, _n_packed(x.numel(), x.numel() - int(x.count_nonzero()), x.itemsize, False))
+    return dense,sparse

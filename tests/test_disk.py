@@ -1,0 +1,151 @@
+"""DISK: every bit of every dtype comes back, the zeros take a bit each, and what can't be saved or loaded says so."""
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from torch import nn
+
+from fasterai_sched import SparsifyCallback, Sparsifier, load_sparse, save_sparse, sparsity_report
+from fasterai_sched.disk import n_bytes
+
+DTYPES = sorted({d for d in vars(torch).values() if isinstance(d, torch.dtype) and not any(w in str(d) for w in ('qint', 'quint', 'bits', 'float4', 'int1', 'int2', 'int3', 'int4', 'int5', 'int6', 'int7'))} | {
+    torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64}, key=str)
+
+def raw(t):
+    t = t.resolve_conj()
+    return bytes(t.contiguous().flatten().view(torch.uint8).numpy()) if not t.is_complex() else raw(torch.view_as_real(t))
+def of_bytes(data, dtype):
+    "A tensor of this dtype with these bits"
+    n = len(data)//dtype.itemsize
+    return torch.tensor(list(data[:n*dtype.itemsize]), dtype=torch.uint8).view(dtype) if n else torch.empty(0, dtype=dtype)
+def same(a, b): return list(a) == list(b) and all(a[k].dtype == b[k].dtype and a[k].shape == b[k].shape and raw(a[k]) == raw(b[k]) for k in a)
+
+def test_there_are_dtypes(): assert len(DTYPES) > 15 and torch.bfloat16 in DTYPES and torch.complex64 in DTYPES
+
+@pytest.mark.parametrize('dtype', DTYPES, ids=str)
+def test_every_bit_of_every_dtype_comes_back(dtype, tmp_path):
+    @settings(max_examples=25, deadline=None)
+    @given(st.lists(st.sampled_from([0]*12 + [1, 127, 128, 255]), max_size=300).map(bytes)) # zeros, NaN, infinities, denormals, zeros with a sign
+    def holds(data):
+        t = of_bytes(data, torch.uint8 if dtype == torch.bool else dtype)
+        state = {'t':t if dtype != torch.bool else t > 0, 'kept':of_bytes(bytes([1]*dtype.itemsize*6), dtype) if dtype != torch.bool else torch.ones(6).bool()}
+        save_sparse(state, tmp_path/'t')
+        assert same(load_sparse(tmp_path/'t'), state)
+    holds()
+
+@pytest.mark.parametrize('shape', [(), (0,), (3, 0, 2), (1,), (9,), (4, 3, 3, 3)])
+def test_of_any_shape(shape, tmp_path):
+    state = {'zeros':torch.zeros(shape), 'ones':torch.ones(shape)}
+    save_sparse(state, tmp_path/'t')
+    assert same(load_sparse(tmp_path/'t'), state)
+
+def test_views_and_what_is_not_contiguous_come_back(tmp_path):
+    x = torch.arange(24.).view(2, 3, 4, 1)
+    state = {'whole':x, 'part':x[1], 'turned':x.transpose(0, 2), 'last':x.contiguous(memory_format=torch.channels_last), 'every other':x[..., ::2, :], 'conjugate':torch.complex(x, x).conj(), 'minus':torch.complex(x, x).conj().imag}
+    save_sparse(state, tmp_path/'t')
+    assert same(load_sparse(tmp_path/'t'), state)
+
+def net(sparsity=90):
+    torch.manual_seed(0)
+    m = nn.Sequential(nn.Conv2d(3, 64, 3), nn.BatchNorm2d(64), nn.Conv2d(64, 64, 3), nn.Linear(64, 10))
+    if sparsity: Sparsifier(m).sparsify_model(sparsity)
+    return m
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_at_90_percent_a_file_is_at_most_a_fifth(dtype, tmp_path):
+    m = nn.Sequential(nn.Conv2d(64, 256, 3), nn.Conv2d(256, 256, 3)).to(dtype)
+    Sparsifier(m).sparsify_model(90)
+    size = save_sparse(m, tmp_path/'m')
+    assert size == (tmp_path/'m').stat().st_size <= .2*n_bytes(m)[0]
+    assert n_bytes(m)[1] <= size <= n_bytes(m)[1] + 1000 # the header
+
+def test_a_model_comes_back_with_buffers_zeros_and_mode(tmp_path):
+    m,other = net(),net(0)
+    other.eval()
+    m[1].running_mean += 1
+    save_sparse(m, tmp_path/'m.safetensors')
+    assert load_sparse(tmp_path/'m.safetensors', other) is other and not other.training
+    assert same(other.state_dict(), m.state_dict()) and sparsity_report(other).zeros == sparsity_report(m).zeros == 34_732
+
+def test_a_dense_model_is_not_larger_than_it_is(tmp_path):
+    m = net(0)
+    assert save_sparse(m, tmp_path/'m') <= n_bytes(m)[1] + 2500 and n_bytes(m)[1] <= n_bytes(m)[0] # but for the zeros of a batch norm
+
+def test_tied_weights_are_stored_once(tmp_path):
+    def tied():
+        m = nn.Sequential(nn.Linear(100, 100, bias=False), nn.Linear(100, 100, bias=False))
+        m[1].weight = m[0].weight
+        return m
+    m = tied()
+    assert save_sparse(m, tmp_path/'m') < 41_000 and n_bytes(m) == (40_000, 40_000)
+    assert same(load_sparse(tmp_path/'m', tied()).state_dict(), m.state_dict())
+
+def test_zeros_with_a_sign_keep_it_and_cost_a_bit_more(tmp_path):
+    t = torch.randn(10_000, generator=torch.Generator().manual_seed(0))
+    keep = t.abs() > 1.6
+    plain,signed = save_sparse({'t':torch.where(keep, t, 0)}, tmp_path/'p'),save_sparse({'t':t*keep}, tmp_path/'s')
+    assert (t*keep)[~keep].signbit().any() and same(load_sparse(tmp_path/'s'), {'t':t*keep})
+    assert 0 < signed - plain <= math.ceil((~keep).sum()/8) + 100
+
+def test_the_file_is_safetensors_that_others_can_read(tmp_path):
+    from safetensors.torch import load_file
+    save_sparse({'w':torch.tensor([0.]*30 + [5, 6]), 'b':torch.ones(3)}, tmp_path/'t')
+    parts = load_file(tmp_path/'t')
+    assert parts['w'].tolist() == [5, 6] and parts['b'].tolist() == [1, 1, 1] and parts['w|mask'].tolist() == [0, 0, 0, 3]
+
+def test_what_is_loaded_is_held_sparse(tmp_path):
+    from helpers import tiny_learner
+    learn = tiny_learner()
+    learn.fit(1, cbs=SparsifyCallback(80, schedule='one_shot', verbose=False))
+    save_sparse(learn.model, tmp_path/'m')
+    zeros = sparsity_report(learn.model).zeros
+    again = tiny_learner()
+    load_sparse(tmp_path/'m', again.model)
+    again.fit(1, cbs=SparsifyCallback(keep_zeros=True, verbose=False))
+    assert sparsity_report(again.model).zeros == zeros > 0
+
+# -- what goes wrong -------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('value,message', [
+    (torch.eye(3).to_sparse(), "'odd' in the model's state_dict is of layout torch.sparse_coo"), (3, 'of type int'), (torch.empty(2, device='meta'), 'on the meta device'),
+    (torch.quantize_per_tensor(torch.ones(2), .1, 0, torch.qint8), 'quantized'), (nn.UninitializedParameter(), 'not initialized')])
+def test_what_is_no_ordinary_tensor_is_refused_by_name_and_not_counted(value, message, tmp_path):
+    with pytest.raises(ValueError, match=message): save_sparse({'odd':value}, tmp_path/'t')
+    assert not list(tmp_path.iterdir()) and n_bytes({'odd':value}) == (0, 0)
+
+def test_names_that_clash_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"'w\|mask' is the name of a tensor"): save_sparse({'w':torch.zeros(100), 'w|mask':torch.ones(1)}, tmp_path/'t')
+
+def test_a_file_that_is_there_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
+    import safetensors.torch
+    save_sparse({'w':torch.ones(3)}, tmp_path/'t')
+    def full(tensors, path, meta):
+        path.write_bytes(b'half')
+        raise OSError('No space left on device')
+    monkeypatch.setattr(safetensors.torch, 'save_file', full)
+    with pytest.raises(OSError, match='No space'): save_sparse({'w':torch.zeros(3)}, tmp_path/'t')
+    assert [p.name for p in tmp_path.iterdir()] == ['t'] and load_sparse(tmp_path/'t')['w'].tolist() == [1, 1, 1]
+
+def test_other_files_are_refused(tmp_path):
+    from safetensors.torch import save_file
+    (tmp_path/'text').write_text('hello, this is no such file')
+    save_file({'w':torch.ones(3)}, tmp_path/'plain')
+    with pytest.raises(ValueError, match='is not a safetensors file'): load_sparse(tmp_path/'text')
+    with pytest.raises(ValueError, match="was not written by save_sparse: its format is 'that of plain safetensors'"): load_sparse(tmp_path/'plain')
+    with pytest.raises(FileNotFoundError): load_sparse(tmp_path/'nowhere')
+
+def test_a_model_that_does_not_fit_is_left_as_it_was(tmp_path):
+    save_sparse(net(), tmp_path/'m')
+    other = nn.Sequential(nn.Conv2d(3, 64, 3), nn.BatchNorm2d(64), nn.Conv2d(64, 32, 3), nn.Identity(), nn.Linear(2, 2))
+    before = {k:v.clone() for k,v in other.state_dict().items()}
+    with pytest.raises(RuntimeError, match="does not fit this Sequential: '4.weight' is missing in the file; '4.bias' is missing in the file; '3.weight' is not in the model; .*'2.weight' has shape \\(64, 64, 3, 3\\) in the file and \\(32"):
+        load_sparse(tmp_path/'m', other)
+    assert same(other.state_dict(), before)
+
+def test_without_safetensors_it_says_what_to_install(monkeypatch, tmp_path):
+    import sys
+    monkeypatch.setitem(sys.modules, 'safetensors', None)
+    monkeypatch.setitem(sys.modules, 'safetensors.torch', None)
+    with pytest.raises(ImportError, match=r"pip install 'fasterai_sched\[disk\]'"): save_sparse(net(), tmp_path/'m')
+    assert sparsity_report(net()).sizes # the sizes need no file
