@@ -17,6 +17,7 @@ from fastcore.imports import in_notebook
 
 from .column import Column
 from .criteria import large_final
+from .history import History
 from .layers import find, fitting
 from .optim import find_masters, keeps_zeros, shares_memory, slow_weights, state_of
 from .options import Options, check_round_to, check_whole
@@ -75,9 +76,14 @@ def _is_plain(learn):
 
 def _leaves_weights(cb):
     "Whether it is known of a callback that it writes neither to weights nor to gradients, but for a factor: most of fastai's, and ours"
-    if isinstance(cb, (SparsifyCallback, _BeforeAll, _BeforeClip, _AfterAll)): return True
+    if isinstance(cb, SparsifyCallback): return True
     if isinstance(cb, (GradientClip, NonNativeMixedPrecision, ModelToHalf)): return False # a norm of NaN makes every gradient NaN
-    return type(cb).__module__.startswith('fastai.') and not _EVENTS & vars(cb).keys() # `Callback(after_step=f)` is fastai's too
+    return type(cb).__module__.startswith(('fastai.', f'{__package__}.')) and not _EVENTS & vars(cb).keys() # `Callback(after_step=f)` is fastai's too
+
+def _as_float(v):
+    "What fastai logs, a number, a tensor, None or something else, as a number, or NaN"
+    try: return float(v)
+    except (TypeError, ValueError): return float('nan')
 
 def _all_reduce(t, how):
     "In place, over the processes"
@@ -87,7 +93,7 @@ class SparsifyCallback(Callback):
     "Train a sparse model: at each step as sparse as `schedule` says, at the end exactly as sparse as was asked"
     order,run_valid,remove_on_fetch,_only_train_loop = 55,False,True,True # after Recorder (50), before what writes its table (60)
     _stateattrs = ('sparsifier','_snapshot','_peers','data')              # what `learn.export` leaves behind
-    sparsifier = target = data = _snapshot = _due = _epoch_report = _learn = _later = _looked = _begin = _ticket = None
+    sparsifier = target = data = _snapshot = _due = _epoch_report = _learn = _later = _looked = _ticket = None
     _fresh = _on = _announced = _warned = _moving = _moved = _closed = _stepping = _waited = _waits = _unchecked = _shared = False
     _peers,_settled,_column = (),0,Column(None)
 
@@ -150,7 +156,7 @@ class SparsifyCallback(Callback):
         self.layers,self.exclude,self.keep_zeros,self.data,self.round_to,self.verbose = select,exclude,keep_zeros,o.data,round_to,verbose
         self.lth,self.rewind_epoch,self.reset_end,self.save_tickets,self.update_every = lth,rewind_epoch,reset_end,save_tickets,update_every
         o.data = None # it does not travel with `learn.export`
-        self.sparse_model,self._rows = model,[] # not `model`: that would hide learn.model
+        self.sparse_model,self._record = model,History() # not `model`: that would hide learn.model
         self._companions = [_BeforeAll(self._begin_fit), _BeforeClip(self._with_gradients), _AfterAll(self._end_fit)]
 
     # -- a fit begins ------------------------------------------------------------------------------------------------------------
@@ -243,7 +249,7 @@ class SparsifyCallback(Callback):
         if self.sparsity is None and not self.sparsifier.masks: warnings.warn("keep_zeros=True, and nothing is zero in the selected layers: was a model to be loaded?")
         self._check_overlap()
         self._closed = False
-        self._fresh,self._due,self._later,self._snapshot,self._rows,self._moving,self._unchecked,self._ticket = False,None,None,None,[],True,True,None
+        self._fresh,self._due,self._later,self._snapshot,self._record,self._moving,self._unchecked,self._ticket = False,None,None,None,History(),True,True,None
 
     def _make(self, model, whole):
         o = self.options
@@ -280,7 +286,8 @@ class SparsifyCallback(Callback):
         self.sparsifier.counts(self.target.due(1.), self.round_to) # raises for what max_sparsity does not allow
         self._check_round_to()
         self._check_calibration(self._times(self.n_epoch, n))
-        self._begin = self.epoch*n,self._asked_percent(self.target.due(self.epoch/self.n_epoch))
+        self._record = History(self.epoch*n, self.n_epoch*n, self._asked_percent(self.target.due(self.epoch/self.n_epoch)), self.sparsifier.layers,
+                               getattr(getattr(self.learn, 'recorder', None), 'losses', ()))
         if self.save_tickets: self._ticket_path.parent.mkdir(parents=True, exist_ok=True) # now, and not after all the training
         if self.epoch: self.sparsifier.resume(self.target.due(self.epoch/self.n_epoch), self.round_to, self.target.fallen(self.epoch*n, self.n_epoch*n))
         if self.sparsity is None: self._print(f'Keeping the zeros of {self.options.said}: a sparsity of {brackets(self.sparsifier.sparsity)}%')
@@ -455,7 +462,7 @@ class SparsifyCallback(Callback):
         self._settle()
         rep = self._measure()
         self._print(f'Sparsity at the end of epoch {self.epoch}: {brackets(self._measured(rep))}%')
-        self._log_row((self.epoch + 1)*len(self.learn.dls.train), 'epoch', rep.sparsity)
+        self._log_row((self.epoch + 1)*len(self.learn.dls.train), 'epoch', rep.sparsity, self._table_row())
         if self._moved or (self.epoch + 1)*len(self.learn.dls.train) < self._settled: self._restart_trackers()
         self._on = self._moved = False
 
@@ -540,18 +547,42 @@ class SparsifyCallback(Callback):
         self.rewind()
         if self.save_tickets: self._save_ticket()
 
-    def _log_row(self, step, kind, measured):
-        self._rows.append((step, self.epoch, kind, self._asked_percent(self._in_force), measured))
+    def _table_row(self):
+        "What fastai's table says of this epoch, but for our own columns"
+        rec,ours = getattr(self.learn, 'recorder', None),[cb._column.name for cb in self._peers]
+        if rec is None or not rec.values: return {}
+        return {n:_as_float(v) for n,v in zip(rec.metric_names[1:], rec.values[-1]) if n not in ours}
+
+    def _log_row(self, step, kind, measured, row=None):
+        self._record.add(step, self.epoch, kind, self._asked_percent(self._in_force), measured, self.sparsifier.layers, row)
 
     @property
     def history(self):
         "The last fit as a DataFrame: step, epoch, kind ('masks' moved, or the end of an 'epoch'), target and measured, both in percent"
-        import pandas as pd
-        return pd.DataFrame(self._rows, columns=['step', 'epoch', 'kind', 'target', 'measured'])
+        return self._record.to_df()
 
     def plot(self,
+        ax=None, # Matplotlib axes to draw on: one, for the sparsity alone, or several; new ones if None
+        **kwargs # Passed to `ax.plot` for the target
+    ):           # The axes, as an array; the one that was given
+        "Draw the last fit on one x-axis: the target and what was measured, training and validation loss, the metrics, and where epochs end"
+        return self._record.plot(ax, **kwargs)
+
+    def plot_layers(self,
         ax=None, # Matplotlib axes to draw on; new ones if None
-        **kwargs # Passed to `ax.plot`
+        **kwargs # Passed to `ax.pcolormesh`
     ):           # The axes
-        "Draw the last fit: the target, and what was measured"
-        return plots.plot_history(self.history, ax=ax, begin=self._begin, **kwargs)
+        "Draw how sparse each layer was over the last fit, as a heat map"
+        return self._record.plot_layers(ax, **kwargs)
+
+    def plot_weights(self,
+        layer:str=None, # Of which layer; None: of all selected ones together
+        ax=None,        # Matplotlib axes to draw on; new ones if None
+        **kwargs        # Passed to `plots.plot_weights`
+    ):                  # The axes
+        "Draw the weights of `rewind_epoch` and those of now as distributions; raises RuntimeError before there was a fit, ValueError for a layer that was not selected"
+        if self.sparsifier is None: raise RuntimeError("There is nothing to draw yet: no fit with this callback has begun")
+        layers = [l for l in self.sparsifier.layers if layer in (None, l.name)]
+        if not layers: raise ValueError(f"layer={layer!r} was not selected; these were: {[l.name for l in self.sparsifier.layers]}")
+        before = None if self._snapshot is None else [self._snapshot.of(l.weight) for l in layers]
+        return plots.plot_weights(before, [l.weight for l in layers], ax=ax, **kwargs)

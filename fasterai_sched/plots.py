@@ -1,16 +1,40 @@
-"""LOOK: schedule curves and a run's history, drawn with matplotlib. Each takes `ax` and returns the axes."""
+"""LOOK: schedules, runs, layers and weights, drawn with matplotlib. Each takes `ax`, returns the axes, and is read on white and on black."""
 
 from __future__ import annotations
 import numpy as np
 
-__all__ = ['plot_curves', 'plot_history', 'plot_runs']
+__all__ = ['plot_curves', 'plot_history', 'plot_run', 'plot_runs', 'plot_layers', 'plot_weights']
 
-def _axes(ax, figsize=(7,4)):
-    import matplotlib.pyplot as plt
-    if ax is None: ax = plt.subplots(figsize=figsize)[1]
-    for side in ('top', 'right'): ax.spines[side].set_visible(False)
-    ax.grid(axis='y', alpha=.3)
+# at a contrast of at least 3 with white and with a notebook's black, and apart from each other without red and green too
+COLORS = ['#3d85c6', '#c2691d', '#379a4b', '#b25fbf', '#d65050', '#8a8a22', '#2a9797', '#a0785a']
+GREY   = '#7a7a7a' # of text: at 4
+
+def _style(ax):
+    "Grey words on whatever is behind them"
+    for side,spine in ax.spines.items():
+        spine.set_color(GREY)
+        if side in ('top', 'right'): spine.set_visible(False)
+    ax.tick_params(colors=GREY)
+    for text in (ax.xaxis.label, ax.yaxis.label, ax.title): text.set_color(GREY)
     return ax
+
+def _new(n=1, figsize=(7,4), **kwargs):
+    "Axes on a figure that lets through what is behind it"
+    import matplotlib.pyplot as plt
+    fig,axs = plt.subplots(n, 1, figsize=figsize, squeeze=False, layout='constrained', **kwargs)
+    fig.patch.set_alpha(0)
+    for ax in axs[:,0]:
+        ax.patch.set_alpha(0)
+        ax.set_prop_cycle(color=COLORS)
+    return axs[:,0]
+
+def _axes(ax, **kwargs):
+    ax = _style(_new(**kwargs)[0] if ax is None else ax)
+    ax.grid(axis='y', color=GREY, alpha=.25)
+    return ax
+
+def _legend(ax, **kwargs):
+    if ax.get_legend_handles_labels()[1]: ax.legend(frameon=False, labelcolor=GREY, **kwargs)
 
 def _percent_axis(ax): ax.set(ylabel='sparsity (%)', ylim=(-3, 103))
 
@@ -28,8 +52,11 @@ def plot_curves(
     ax.set_xlabel('epoch' if n_epoch else 'fraction of training')
     if n_epoch: ax.set_xticks(range(0, n_epoch + 1, max(1, n_epoch//10)))
     _percent_axis(ax)
-    ax.legend(frameon=False)
+    _legend(ax)
     return ax
+
+def _mark_epochs(ax, steps):
+    for x in steps: ax.axvline(x, color=GREY, ls=':', lw=.8, alpha=.5)
 
 def plot_history(
     history,      # DataFrame with columns step, epoch, target, measured and kind ('masks' or 'epoch')
@@ -43,25 +70,103 @@ def plot_history(
     first = [] if begin is None else [begin]
     ax.plot([*(s for s,_ in first), *history.step], [*(t for _,t in first), *history.target], drawstyle='steps-post', **{'label':'target', 'lw':2, 'alpha':.6, **kwargs})
     ax.plot(epochs.step, epochs.measured, 'o', label='measured at the end of an epoch')
-    for x in epochs.step: ax.axvline(x, color='grey', ls=':', lw=.8, alpha=.5)
+    _mark_epochs(ax, epochs.step)
     ax.set_xlabel('step')
     _percent_axis(ax)
-    ax.legend(frameon=False)
+    _legend(ax)
     return ax
 
+def plot_run(
+    history,      # As for `plot_history`
+    losses,       # (step, training loss, smoothed) of each batch
+    table,        # DataFrame with a row an epoch: step, and what fastai's table shows (`valid_loss` and metrics; `train_loss` is not drawn)
+    ax=None,      # Matplotlib axes to draw on, the first for the sparsity, then for losses and for metrics, fewer if some are not wanted; None: new ones, for what there is
+    begin:tuple=None, # As for `plot_history`
+    **kwargs      # Passed to `ax.plot` for the target
+):                # The axes, as an array
+    "Draw a run on one x-axis: sparsity, below it training and validation loss, below that the metrics, and where epochs end"
+    metrics = [c for c in table.columns if c not in ('step', 'train_loss', 'valid_loss') and table[c].notna().any()]
+    draw = [lambda ax: plot_history(history, ax, begin, **kwargs)]
+    if len(losses): draw.append(lambda ax: _plot_losses(ax, losses, table))
+    if metrics:     draw.append(lambda ax: _plot_columns(ax, table, metrics))
+    axs = _new(len(draw), (7, 1.5 + 2*len(draw)), sharex=True) if ax is None else np.atleast_1d(ax).ravel()
+    for f,ax in zip(draw, axs): f(ax)
+    for ax in axs[1:]:
+        _mark_epochs(_axes(ax), table.step)
+        _legend(ax)
+    for ax in axs[:-1]: ax.set_xlabel('')
+    axs[-1].set_xlabel('step')
+    return axs
+
+def _plot_losses(ax, losses, table):
+    ax.plot(*zip(*losses), label='training')
+    if 'valid_loss' in table and table.valid_loss.notna().any(): ax.plot(table.step, table.valid_loss, 'o-', ms=4, label='validation')
+    ax.set_ylabel('loss')
+
+def _plot_columns(ax, table, names):
+    for n in names: ax.plot(table.step, table[n], 'o-', ms=4, label=n)
+    ax.set_ylabel(names[0] if len(names) == 1 else 'metrics')
+
 def plot_runs(
-    runs:dict,          # Name -> DataFrame with columns epoch, sparsity (percent) and one named `metric`
+    runs:dict,          # Name -> DataFrame with columns epoch, sparsity (percent) and one named `metric`; where epochs repeat, in several runs, their mean and deviation
     metric:str='accuracy', # The column to draw below
-    axs=None            # Two matplotlib axes; new ones, one above the other, if None
+    ax=None             # Two matplotlib axes; new ones, one above the other, if None
 ):                      # The two axes
     "Compare runs: sparsity over epochs, and a metric below on the same x-axis"
-    import matplotlib.pyplot as plt
-    if axs is None: axs = plt.subplots(2, 1, figsize=(7,7), sharex=True)[1]
+    axs = _new(2, (7,7), sharex=True) if ax is None else ax
     for ax,col in zip(axs, ('sparsity', metric)):
         _axes(ax)
-        for name,df in runs.items(): ax.plot(df.epoch, df[col], 'o-', ms=4, label=name)
+        for name,df in runs.items():
+            of = df.groupby('epoch')[col]
+            mean,std = of.mean(),of.std().fillna(0)
+            line, = ax.plot(mean.index, mean, 'o-', ms=4, label=name)
+            if std.any(): ax.fill_between(mean.index, mean - std, mean + std, color=line.get_color(), alpha=.2, lw=0)
         ax.set_ylabel(col)
     _percent_axis(axs[0])
-    axs[0].legend(frameon=False)
+    _legend(axs[0])
     axs[1].set_xlabel('epoch')
     return axs
+
+def plot_layers(
+    steps,    # The step from which on each column holds, and at the end the last step: one more than columns
+    sparsity, # Percent: a row a layer, a column a time
+    names,    # Of the layers
+    ax=None,  # Matplotlib axes to draw on; new ones if None
+    **kwargs  # Passed to `ax.pcolormesh`
+):            # The axes
+    "Draw how sparse each layer is over time, as a heat map, the first layer at the top"
+    n = len(names)
+    ax = _style(_new(figsize=(7, 1.5 + min(.25*n, 8)))[0] if ax is None else ax)
+    mesh = ax.pcolormesh(steps, np.arange(n + 1), np.asarray(sparsity), **{'vmin':0, 'vmax':100, 'cmap':'viridis', **kwargs})
+    every = -(-n//40)
+    ax.set_yticks(np.arange(0, n, every) + .5, names[::every], fontsize='small')
+    ax.invert_yaxis()
+    ax.set_xlabel('step')
+    bar = ax.figure.colorbar(mesh, ax=ax)
+    _style(bar.ax)
+    bar.set_label('sparsity (%)', color=GREY)
+    bar.outline.set_edgecolor(GREY)
+    return ax
+
+def _numbers(x):
+    "An array, a tensor, or several, as one row of floats"
+    if isinstance(x, (list, tuple)): return np.concatenate([_numbers(v) for v in x])
+    return np.asarray(x.detach().cpu().double() if hasattr(x, 'detach') else x, dtype=float).ravel()
+
+def plot_weights(
+    before,      # Weights: a tensor, an array, or a list of such; None: none
+    after,       # The same weights later. Those that are 0 are counted in the legend, and not drawn
+    bins:int=100, # Bars
+    ax=None,     # Matplotlib axes to draw on; new ones if None
+    **kwargs     # Passed to `ax.hist` for both
+):               # The axes
+    "Draw which weights there were, and which are left, as distributions"
+    ax,now = _axes(ax),_numbers(after)
+    kept = now[now != 0]
+    was = kept if before is None else _numbers(before)
+    at = np.histogram_bin_edges(np.concatenate([was, kept]), bins)
+    if before is not None: ax.hist(was, at, **{'color':GREY, 'alpha':.5, 'label':'before', **kwargs})
+    ax.hist(kept, at, **{'color':COLORS[0], 'alpha':.8, 'label':f'after, but for {100*(1 - len(kept)/max(len(now), 1)):.2f}% that are 0', **kwargs})
+    ax.set(xlabel='weight', ylabel='weights')
+    _legend(ax)
+    return ax

@@ -202,6 +202,16 @@ def as_schedule(
                                    "(start, end, pos) such as fastai's sched_cos, or of (pos) such as SchedCos(0, 90)")
     return Schedule(f if n == 3 else _Absolute(f))
 
+def by_name(
+    scheds # What `as_schedule` takes, several
+) -> dict: # Name -> `Schedule`
+    "Schedules by their names, in their order; two of one name are told apart"
+    named = {}
+    for s in map(as_schedule, scheds):
+        same = sum(n.split(' #')[0] == s.__name__ for n in named)
+        named[f'{s.__name__} #{same + 1}' if same else s.__name__] = s
+    return named
+
 def windowed(
     schedule:Schedule, # The schedule
     start:float=None,  # Its window starts just after this fraction of training; None: where the schedule says
@@ -252,8 +262,4 @@ def plot_schedules(
         s = windowed(s, None if start_epoch is None else start_epoch/n_epoch, None if end_epoch is None else end_epoch/n_epoch)
         check_schedule(s, start_sparsity, sparsity)
         return lambda pct: s(start_sparsity, sparsity, pct)
-    curves = {}
-    for s in map(as_schedule, scheds or (one_shot, iterative, agp)):
-        same = sum(n.split(' #')[0] == s.__name__ for n in curves)
-        curves[f'{s.__name__} #{same + 1}' if same else s.__name__] = curve(s)
-    return plot_curves(curves, ax=ax, n_epoch=n_epoch, **kwargs)
+    return plot_curves({n:curve(s) for n,s in by_name(scheds or (one_shot, iterative, agp)).items()}, ax=ax, n_epoch=n_epoch, **kwargs)

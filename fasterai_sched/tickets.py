@@ -49,6 +49,12 @@ class Snapshot:
         self.model,self.learn = model,learn
         self.weights = {k:v.detach().cpu().clone() if isinstance(v, Tensor) else v for k,v in model.state_dict().items()}
 
+    def of(self,
+        param:nn.Parameter # Of the model
+    ) -> Tensor:           # On the CPU
+        "What it was"
+        return self.weights[next(k for k,p in self.model.named_parameters() if p is param)]
+
     def rewind(self,
         sparsifiers # Their pruned weights stay 0
     ):

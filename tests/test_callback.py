@@ -654,11 +654,11 @@ def test_notes_are_printed_after_the_report(capsys):
 def test_a_plot_begins_where_the_fit_does():
     cb = SparsifyCallback(50, schedule=one_shot, start_epoch=2)
     fit(cb, 4)
-    x,y = cb.plot().get_lines()[0].get_data()
+    x,y = cb.plot()[0].get_lines()[0].get_data()
     assert (x[0], y[0]) == (0, 0) and list(x[1:]) == cb.history.step.tolist()
     cb = SparsifyCallback(50, start_sparsity=20, schedule='lin')
     fit(cb, 2)
-    assert cb.plot().get_lines()[0].get_ydata()[0] == 20
+    assert cb.plot()[0].get_lines()[0].get_ydata()[0] == 20
 
 @pytest.mark.parametrize('granularity', ['weight', 'filter'])
 @pytest.mark.parametrize('schedule', ['cyclic', 'ac_dc', 'dsd'])
@@ -852,7 +852,7 @@ def test_history_and_plot_are_there_after_the_fit():
     fit(cb, 4)
     assert list(cb.history) == ['step', 'epoch', 'kind', 'target', 'measured']
     assert cb.history.values.tolist() == [[4, 0, 'epoch', 0., 0.], [8, 1, 'masks', 50., 50.], [8, 1, 'epoch', 50., 50.], [12, 2, 'epoch', 50., 50.], [16, 3, 'epoch', 50., 50.]]
-    ax = cb.plot()
+    ax = cb.plot()[0]
     assert ax.get_lines()[0].get_ydata().tolist() == [0, *cb.history.target] and cb.plot(ax=ax) is ax
 
 def test_two_learners_share_a_schedule_and_a_criterion():

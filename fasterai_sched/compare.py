@@ -1,0 +1,101 @@
+"""WHICH: several schedules at equal budget, and what each comes to."""
+
+from __future__ import annotations
+from contextlib import contextmanager, nullcontext
+import random
+
+import numpy as np
+import torch
+from torch import nn
+
+from .callback import SparsifyCallback
+from .options import check_whole
+from .plots import plot_runs
+from .report import sparsity_report
+from .schedules import agp, by_name, iterative, one_shot
+
+__all__ = ['compare_schedules']
+
+@contextmanager
+def _seeded(seed):
+    "What is random begins at `seed`, and afterwards goes on from where it was"
+    states = random.getstate(),np.random.get_state()
+    with torch.random.fork_rng():
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        try: yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+
+def _metric_of(learn, metric):
+    "The metric to compare by; ValueError for one the learner has not"
+    names = [m.name for m in learn.metrics] + ['valid_loss', 'train_loss']
+    if metric is None: return names[0]
+    if metric not in names: raise ValueError(f"metric={metric!r} is not one of the learner's: choose from {names}")
+    return metric
+
+def _learner(make_learn, seed):
+    learn = make_learn()
+    if not hasattr(learn, 'fit') or not hasattr(learn, 'dls'): raise ValueError(f"make_learn={make_learn!r} gives {type(learn).__name__}: it must make a Learner")
+    for dl in getattr(learn.dls, 'loaders', ()):
+        if hasattr(dl, 'rng'): dl.rng = random.Random(seed) # the same order for all, whether or not the data are made anew
+    return learn
+
+def _check(make_learn, cbs, n_epoch, metric):
+    "Try all that a fit would complain of, on a learner that is not trained; which metric it is"
+    with _seeded(0): learn = _learner(make_learn, 0)
+    for name,cb in cbs.items():
+        if problems := cb.plan(learn, n_epoch).problems: raise ValueError(f"{name}: {'; '.join(problems)}")
+    return _metric_of(learn, metric)
+
+def _fit(learn, n_epoch, cbs): learn.fit(n_epoch, cbs=cbs)
+
+def _run(learn, cb, fit, n_epoch, metric, layer_type, verbose):
+    "Train once: a row an epoch, the final sparsity, and the steps after the masks moved last"
+    with nullcontext() if verbose else learn.no_bar(), nullcontext() if verbose else learn.no_logging(): fit(learn, n_epoch, [] if cb is None else [cb])
+    rec = learn.recorder
+    shown = [dict(zip(rec.metric_names[1:], v)) for v in rec.values]
+    rows = [dict(epoch=i, sparsity=float(r.get('sparsity', 0)), **{metric:float(r[metric])}) for i,r in enumerate(shown, 1)]
+    if cb is None: return rows,sparsity_report(learn.model, layer_type, whole=False).sparsity,None
+    moves,steps = cb.history.query('kind == "masks"').step,len(rows)*len(learn.dls.train)
+    return rows,cb.sparsifier.report(sizes=False).sparsity,steps - moves.max() if len(moves) else None
+
+def compare_schedules(
+    make_learn,        # A function without arguments that makes a fresh Learner, and best its data too. Called once a run, right after the seed is set
+    schedules=(one_shot, iterative, agp), # What to compare: schedules or their names, or a dict of them by names of your own
+    n_epoch:int=10,    # Epochs of each run
+    sparsity=90,       # Target, as for `SparsifyCallback`
+    *,
+    n_seeds:int=3,     # Runs of each schedule, from other seeds: 0, 1, ... Each seed is the same initialization and order of data for all
+    dense:bool=True,   # Train a dense network too, as long as the others
+    metric:str=None,   # Compare by this metric of the learner, or 'valid_loss'; None: the first there is
+    fit=_fit,          # How to train: a function of (learn, n_epoch, cbs), such as `lambda learn, n, cbs: learn.fit_one_cycle(n, 1e-3, cbs=cbs)`
+    draw:bool=True,    # Draw sparsity and metric over epochs: the mean, and the deviation as a band
+    ax=None,           # Two matplotlib axes to draw on; new ones if None
+    progress:bool=True, # Show a bar of the runs, if they are not `verbose`
+    verbose:bool=False, # Let each run show its table and print
+    **kwargs           # Passed to `SparsifyCallback`: granularity, context, end_epoch ...
+):                     # A DataFrame, a row a schedule: mean and deviation of the metric at the end, sparsity as counted, steps left to recover after the masks moved last. `.attrs['runs']` has a row an epoch
+    "Which schedule is best for this network? Train it with each, at equal budget and from equal beginnings. Raises ValueError before any training for whatever can't be done as asked"
+    import pandas as pd
+    from fastprogress.fastprogress import progress_bar
+    if not callable(make_learn): raise ValueError(f"make_learn={make_learn!r} must be a function that makes a Learner: one that is trained can't begin anew")
+    check_whole('n_seeds', n_seeds, 1)
+    if isinstance(schedules, str) or callable(schedules): schedules = [schedules]
+    named = schedules if isinstance(schedules, dict) else by_name(schedules)
+    if not named: raise ValueError(f"schedules={schedules!r}: there is none to compare")
+    if dense and 'dense' in named: raise ValueError("'dense' is the name of the network that is not pruned: give this schedule another, or dense=False")
+    make = lambda name: SparsifyCallback(sparsity, schedule=named[name], verbose=verbose, **kwargs) if name in named else None
+    metric = _check(make_learn, {n:make(n) for n in named}, n_epoch, metric)
+    todo,epochs,ends = [(seed, name) for seed in range(n_seeds) for name in ([*(['dense'] if dense else []), *named])],[],[]
+    for seed,name in progress_bar(todo) if progress and not verbose else todo:
+        with _seeded(seed): rows,*end = _run(_learner(make_learn, seed), make(name), fit, n_epoch, metric, kwargs.get('layer_type', nn.Conv2d), verbose)
+        epochs += [dict(schedule=name, seed=seed, **r) for r in rows]
+        ends.append((name, rows[-1][metric], *end))
+    of = pd.DataFrame(ends, columns=['schedule', metric, 'sparsity', 'recovery']).groupby('schedule', sort=False)
+    df = pd.DataFrame({metric:of[metric].mean(), 'deviation':of[metric].std(), 'sparsity':of.sparsity.mean(), 'recovery':of.recovery.mean()})
+    df.attrs['runs'] = epochs
+    if draw: plot_runs(dict(list(pd.DataFrame(epochs).groupby('schedule', sort=False))), metric, ax)
+    return df

@@ -1,0 +1,73 @@
+"""WHAT WAS: a fit as it went, for a table and for pictures."""
+
+from __future__ import annotations
+
+from . import plots
+
+__all__ = ['History']
+
+class History:
+    "What a fit has pruned, step by step"
+    def __init__(self,
+        begin:int=0,    # The step it begins at
+        n_steps:int=1,  # The step it ends at, if nothing stops it
+        target:float=0, # Percent, in force at the beginning
+        layers=(),      # `Held` weights, of the sparsifier
+        losses=(),      # A list that will have the loss of each of its batches
+    ):
+        self.begin,self.n_steps,self.target,self.losses = begin,n_steps,target,losses
+        self.names,self.rows,self.table = [l.name for l in layers],[],[]
+        self.steps,self.sparsity,self.still = [begin],[self._of_each(layers)],True
+
+    def _of_each(self, layers): return [100*l.gone/l.numel for l in layers]
+
+    def _look(self, step, layers):
+        "How sparse each layer is. What is between two looks is drawn like the later: so take the step before a jump too"
+        if self.still and step - 1 > self.steps[-1]: self._see(step - 1, self.sparsity[-1])
+        self._see(step, self._of_each(layers))
+
+    def _see(self, step, each):
+        if step == self.steps[-1]: self.sparsity[-1] = each
+        else:
+            self.steps.append(step)
+            self.sparsity.append(each)
+
+    def add(self,
+        step:int,       # Batches of the fit until then
+        epoch:int,      # The epoch that it is in
+        kind:str,       # 'masks' have moved, or the end of an 'epoch'
+        target:float,   # Percent
+        measured:float, # Percent
+        layers,         # `Held` weights
+        row:dict=None   # What fastai's table says of the epoch
+    ):
+        "A row more"
+        self.rows.append((step, epoch, kind, target, measured))
+        if row is not None: self.table.append(dict(step=step, **row))
+        # a hundred looks a fit are enough to draw
+        if kind == 'epoch' or self.still or step - self.steps[-1] >= self.n_steps/100: self._look(step, layers)
+        self.still = kind == 'epoch'
+
+    def to_df(self):
+        "A DataFrame: step, epoch, kind, target, measured"
+        import pandas as pd
+        return pd.DataFrame(self.rows, columns=['step', 'epoch', 'kind', 'target', 'measured'])
+
+    def plot(self,
+        ax=None, # As for `plot_run`
+        **kwargs # Passed to `ax.plot` for the target
+    ):           # The axes, as an array; the one that was given
+        "Draw it: sparsity, losses, metrics"
+        import pandas as pd
+        begin = self.begin,self.target
+        if ax is not None and not hasattr(ax, '__len__'): return plots.plot_history(self.to_df(), ax, begin, **kwargs)
+        losses = [(self.begin + i, float(l)) for i,l in enumerate(self.losses, 1)]
+        return plots.plot_run(self.to_df(), losses, pd.DataFrame(self.table, columns=None if self.table else ['step']), ax, begin, **kwargs)
+
+    def plot_layers(self,
+        ax=None, # As for `plots.plot_layers`
+        **kwargs # Passed to `ax.pcolormesh`
+    ):           # The axes
+        "Draw the layers over time; raises RuntimeError before there is anything to draw"
+        if len(self.steps) == 1: raise RuntimeError("There is nothing to draw yet: no mask has moved, and no epoch has ended")
+        return plots.plot_layers(self.steps, list(zip(*self.sparsity[1:])), self.names, ax, **kwargs)
