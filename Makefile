@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY = .venv/bin/python
 
-.PHONY: demo test docs-run bench clean
+.PHONY: demo test docs docs-run bench clean
 
 .venv/ok: setup.py settings.ini pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "fasterai_sched needs Python 3.10 or newer, this is " + sys.version'
@@ -16,6 +16,9 @@ demo: .venv/ok         ## The seed's tutorial on real digits: a transcript a sch
 test: .venv/ok         ## Lint, then every test
 	$(PY) -m ruff check -q .
 	$(PY) -m pytest -n 2 --dist loadgroup
+
+docs: .venv/ok         ## The site, from the pages as they are stored, into _docs/
+	$(PY) nbs/build_site.py
 
 docs-run: .venv/ok     ## Execute the pages as they stand and keep their output; make the table of guarantees from its tests
 	$(PY) tests/contract.py > nbs/guarantees.md

@@ -82,7 +82,7 @@ def compare_schedules(
     import pandas as pd
     from fastprogress.fastprogress import progress_bar
     if not callable(make_learn): raise ValueError(f"make_learn={make_learn!r} must be a function that makes a Learner: one that is trained can't begin anew")
-    check_whole('n_seeds', n_seeds, 1)
+    check_whole('n_seeds', 0 if n_seeds is None else n_seeds, 1)
     if isinstance(schedules, str) or callable(schedules): schedules = [schedules]
     named = schedules if isinstance(schedules, dict) else by_name(schedules)
     if not named: raise ValueError(f"schedules={schedules!r}: there is none to compare")

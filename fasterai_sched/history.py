@@ -21,11 +21,6 @@ class History:
 
     def _of_each(self, layers): return [100*l.gone/l.numel for l in layers]
 
-    def _look(self, step, layers):
-        "How sparse each layer is. What is between two looks is drawn like the later: so take the step before a jump too"
-        if self.still and step - 1 > self.steps[-1]: self._see(step - 1, self.sparsity[-1])
-        self._see(step, self._of_each(layers))
-
     def _see(self, step, each):
         if step == self.steps[-1]: self.sparsity[-1] = each
         else:
@@ -44,8 +39,11 @@ class History:
         "A row more"
         self.rows.append((step, epoch, kind, target, measured))
         if row is not None: self.table.append(dict(step=step, **row))
-        # a hundred looks a fit are enough to draw
-        if kind == 'epoch' or self.still or step - self.steps[-1] >= self.n_steps/100: self._look(step, layers)
+        jump = kind == 'masks' and self.still
+        # what is between two looks is drawn like the later one: so look just before a jump too
+        if jump and step - 1 > self.steps[-1]: self._see(step - 1, self.sparsity[-1])
+        # a hundred a fit are enough, and one an epoch
+        if kind == 'epoch' or jump or step - self.steps[-1] >= self.n_steps/100: self._see(step, self._of_each(layers))
         self.still = kind == 'epoch'
 
     def to_df(self):

@@ -124,6 +124,7 @@ def plot_runs(
         ax.set_ylabel(col)
     _percent_axis(axs[0])
     _legend(axs[0])
+    axs[1].xaxis.get_major_locator().set_params(integer=True)
     axs[1].set_xlabel('epoch')
     return axs
 

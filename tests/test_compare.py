@@ -1,0 +1,106 @@
+"""Schedules compared: equal beginnings, equal budget, and a table that is counted."""
+from functools import partial
+import random
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers import tiny_dls, tiny_learner, tiny_model
+from torch import nn
+
+from fasterai_sched import agp, compare_schedules, iterative, one_shot
+
+made = []
+def make():
+    "A learner that remembers what it began with"
+    torch.manual_seed(int(torch.randint(1000, ()))) # from the seed of the run
+    learn = tiny_learner(nn.Sequential(nn.Conv2d(2, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)))
+    made.append((learn, learn.model[0].weight.detach().clone()))
+    return learn
+
+def compare(schedules=(one_shot, agp), n_epoch=4, sparsity=50, **kwargs):
+    made.clear()
+    return compare_schedules(make, schedules, n_epoch, sparsity, **{'n_seeds':2, 'progress':False, 'draw':False, **kwargs})
+
+def test_a_row_a_schedule_with_means_deviations_and_what_was_counted():
+    df = compare()
+    assert list(df.columns) == ['accuracy', 'deviation', 'sparsity', 'recovery'] and df.index.tolist() == ['dense', 'one_shot', 'agp'] and df.index.name == 'schedule'
+    runs = pd.DataFrame(df.attrs['runs'])
+    assert list(runs.columns) == ['schedule', 'seed', 'epoch', 'sparsity', 'accuracy'] and len(runs) == 3*2*4
+    last = runs[runs.epoch == 4].groupby('schedule', sort=False).accuracy
+    assert df.accuracy.equals(last.mean()) and df.deviation.equals(last.std().rename('deviation'))
+    assert df.sparsity.tolist() == [0, 50, 50] and np.isnan(df.recovery.dense)
+    assert df.recovery['one_shot'] == 16 - 8 and df.recovery['agp'] == 0
+    assert runs[(runs.schedule == 'one_shot') & (runs.seed == 1)].sparsity.tolist() == [0, 50, 50, 50]
+
+def test_all_begin_alike_and_see_the_same_data_each_seed_another():
+    compare(verbose=False)
+    begins = [w for _,w in made[1:]] # the first is for the checks
+    assert all(torch.equal(w, begins[0]) for w in begins[:3]) and all(torch.equal(w, begins[3]) for w in begins[3:]) and not torch.equal(begins[0], begins[3])
+    assert len(begins) == 6
+
+def test_the_same_data_are_in_the_same_order_for_all():
+    dls,orders = tiny_dls(),[]
+    def fit(learn, n_epoch, cbs):
+        orders.append([x.sum().item() for x,_ in learn.dls.train])
+        learn.fit(n_epoch, cbs=cbs)
+    compare_schedules(lambda: tiny_learner(tiny_model(), dls=dls), [agp, one_shot], 2, 50, n_seeds=2, fit=fit, draw=False, progress=False)
+    assert orders[0] == orders[1] == orders[2] != orders[3] == orders[4] == orders[5]
+
+def test_it_repeats_to_the_digit_and_leaves_the_random_state():
+    states = random.getstate(),np.random.get_state()[1].tolist(),torch.get_rng_state()
+    first = compare()
+    assert random.getstate() == states[0] and np.random.get_state()[1].tolist() == states[1] and torch.equal(torch.get_rng_state(), states[2])
+    torch.rand(7)
+    pd.testing.assert_frame_equal(first, compare())
+
+@pytest.mark.parametrize('schedules,names', [
+    (agp, ['agp']), ('lin', ['lin']), ([iterative, partial(iterative, n_steps=5)], ['iterative', 'iterative(n_steps=5)']),
+    ([lambda start, end, pos: end*pos]*2, ['<lambda>', '<lambda> #2']), ({'mine':agp, 'by name':'cos'}, ['mine', 'by name'])])
+def test_schedules_of_any_kind_have_names(schedules, names):
+    df = compare(schedules, 3, dense=False, n_seeds=1)
+    assert df.index.tolist() == names and (df.sparsity == 50).all() and df.deviation.isna().all()
+
+def test_what_a_sparsify_callback_takes_goes_through():
+    df = compare(['agp'], 4, 50, layer_type=nn.Linear, end_epoch=2, dense=True)
+    assert df.recovery['agp'] == 8 and df.sparsity.tolist() == [0, 50]
+
+def test_another_metric_and_another_way_to_train():
+    seen = []
+    df = compare(metric='valid_loss', fit=lambda learn, n_epoch, cbs: (seen.append(len(cbs)), learn.fit_one_cycle(n_epoch, 1e-3, cbs=cbs)))
+    assert df.columns[0] == 'valid_loss' and seen == [0, 1, 1]*2
+    assert compare_schedules(lambda: tiny_learner(metrics=[]), ['agp'], 2, 50, n_seeds=1, draw=False, progress=False).columns[0] == 'valid_loss'
+
+def test_it_draws_sparsity_and_metric():
+    compare(draw=True)
+    assert len(plt.get_fignums()) == 1
+    axs = plt.subplots(2)[1]
+    compare(draw=True, ax=axs)
+    assert [l.get_label() for l in axs[0].lines] == ['dense', 'one_shot', 'agp'] and axs[1].get_ylabel() == 'accuracy' and axs[1].collections
+    plt.close('all')
+    compare()
+    assert not plt.get_fignums()
+
+def test_silent_a_bar_or_all_of_it(capsys):
+    compare()
+    assert capsys.readouterr().out == ''
+    compare(progress=True)
+    out = capsys.readouterr().out
+    assert '100.00% [6/6' in out and 'Sparsity' not in out
+    compare(verbose=True)
+    assert capsys.readouterr().out.count('Final Sparsity: [50') == 4
+
+@pytest.mark.parametrize('kwargs,message', [
+    (dict(n_seeds=0), 'n_seeds=0 must be a whole number'), (dict(n_seeds=None), 'n_seeds=0 must be'), (dict(schedules=[]), r'schedules=\[\]: there is none'), (dict(metric='f1'), "metric='f1' is not one of the learner's: choose from \\['accuracy'"),
+    (dict(schedules={'dense':agp}), "'dense' is the name"), (dict(schedules=['agg']), "schedule='agg' is not a schedule"), (dict(sparsity=.5), 'sparsity=0.5'),
+    (dict(end_epoch=9), 'one_shot: end_epoch=9'), (dict(granularity='nope'), "granularity='nope'"), (dict(layer_type=nn.LSTM), 'No LSTM'), (dict(n_epoch=0), 'n_epoch=0')])
+def test_what_cannot_be_done_is_said_before_any_training(kwargs, message):
+    def fit(*_): raise AssertionError('trained')
+    with pytest.raises(ValueError, match=message): compare(**{'fit':fit, **kwargs})
+
+@pytest.mark.parametrize('make_learn,message', [(3, 'must be a function'), (lambda: None, 'gives NoneType: it must make a Learner')])
+def test_make_learn_must_make_learners(make_learn, message):
+    with pytest.raises(ValueError, match=message): compare_schedules(make_learn, ['agp'], 2)
+    with pytest.raises(ValueError, match='must be a function'): compare_schedules(tiny_learner(), ['agp'], 2)
