@@ -81,7 +81,7 @@ def compare_schedules(
     "Which schedule is best for this network? Train it with each, at equal budget and from equal beginnings. Raises ValueError before any training for whatever can't be done as asked"
     import pandas as pd
     from fastprogress.fastprogress import progress_bar
-    if not callable(make_learn): raise ValueError(f"make_learn={make_learn!r} must be a function that makes a Learner: one that is trained can't begin anew")
+    if not callable(make_learn) or hasattr(make_learn, 'fit'): raise ValueError(f"make_learn={make_learn!r} must be a function that makes a Learner: one that is trained can't begin anew")
     check_whole('n_seeds', 0 if n_seeds is None else n_seeds, 1)
     if isinstance(schedules, str) or callable(schedules): schedules = [schedules]
     named = schedules if isinstance(schedules, dict) else by_name(schedules)

@@ -135,7 +135,7 @@ def _check_fits(model, state, path):
 @torch.no_grad()
 def n_bytes(
     model # The model, or its `state_dict`
-) -> tuple: # Bytes of its tensors as they are, and as `save_sparse` stores them (its header comes to that, about 150 bytes a tensor)
+) -> tuple: # Bytes of its tensors as they are, and as `save_sparse` stores them (a header comes to that, about 200 bytes a tensor)
     "What a model takes on disk, dense and without its zeros"
     dense,sparse,seen = 0,0,set()
     for v in _state(model).values():

@@ -20,12 +20,13 @@ def _style(ax):
 
 def _new(n=1, figsize=(7,4), **kwargs):
     "Axes on a figure that lets through what is behind it"
+    from cycler import cycler
     import matplotlib.pyplot as plt
     fig,axs = plt.subplots(n, 1, figsize=figsize, squeeze=False, layout='constrained', **kwargs)
     fig.patch.set_alpha(0)
     for ax in axs[:,0]:
         ax.patch.set_alpha(0)
-        ax.set_prop_cycle(color=COLORS)
+        ax.set_prop_cycle(cycler(linestyle=['-', '--'])*cycler(color=COLORS))
     return axs[:,0]
 
 def _axes(ax, **kwargs):

@@ -95,7 +95,7 @@ def test_silent_a_bar_or_all_of_it(capsys):
 @pytest.mark.parametrize('kwargs,message', [
     (dict(n_seeds=0), 'n_seeds=0 must be a whole number'), (dict(n_seeds=None), 'n_seeds=0 must be'), (dict(schedules=[]), r'schedules=\[\]: there is none'), (dict(metric='f1'), "metric='f1' is not one of the learner's: choose from \\['accuracy'"),
     (dict(schedules={'dense':agp}), "'dense' is the name"), (dict(schedules=['agg']), "schedule='agg' is not a schedule"), (dict(sparsity=.5), 'sparsity=0.5'),
-    (dict(end_epoch=9), 'one_shot: end_epoch=9'), (dict(granularity='nope'), "granularity='nope'"), (dict(layer_type=nn.LSTM), 'No LSTM'), (dict(n_epoch=0), 'n_epoch=0')])
+    (dict(end_epoch=9), 'one_shot: end_epoch=9'), (dict(granularity='nope'), "granularity='nope'"), (dict(layer_type=nn.LSTM), 'layer_type=LSTM: there is none'), (dict(n_epoch=0), 'n_epoch=0')])
 def test_what_cannot_be_done_is_said_before_any_training(kwargs, message):
     def fit(*_): raise AssertionError('trained')
     with pytest.raises(ValueError, match=message): compare(**{'fit':fit, **kwargs})

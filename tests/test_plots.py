@@ -43,6 +43,10 @@ def test_a_curve_over_epochs():
     assert xy(ax.lines[0]) == [[0, 2, 4], [0, 25, 50]]
     assert (ax.get_xlabel(), ax.get_xticks().tolist()) == ('epoch', [0, 1, 2, 3, 4])
 
+def test_more_curves_than_colours_are_told_apart():
+    ax = plot_curves({str(i):lambda p: p for i in range(2*len(COLORS))})
+    assert len({(l.get_color(), l.get_linestyle()) for l in ax.lines}) == 2*len(COLORS)
+
 def test_many_epochs_have_few_ticks(): assert curves(n_epoch=100).get_xticks().tolist() == list(range(0, 101, 10))
 
 def test_a_curve_has_a_thousand_points_and_both_ends():
