@@ -6,7 +6,6 @@
 
 import argparse
 import sys
-import time
 import warnings
 
 warnings.filterwarnings('ignore', message='.*torch.jit')
@@ -14,8 +13,7 @@ import matplotlib
 
 matplotlib.use('Agg')
 from fastai.vision.all import *
-from fasterai_sched import SparsifyCallback, agp, iterative, large_final, one_shot, sparsity_report
-from fasterai_sched.plots import plot_runs
+from fasterai_sched import agp, compare_schedules, iterative, large_final, one_shot
 
 def digits():
     "The digits, 8 pixels wide, at 16"
@@ -39,41 +37,32 @@ class PlainTable(Callback):
         if self.names is None: self.names = [n.ljust(10) for n in self.recorder.metric_names]; print(' '.join(self.names))
         print(' '.join((f'{v:.6f}' if isinstance(v, float) else str(v)).ljust(10) for v in log))
 
-def run(name, data, epochs, pretrained, schedule=None):
-    "Train once; the epochs as a DataFrame, and a row for the table"
-    print(f'\n{"="*80}\n{name}\n')
-    set_seed(42) # before the data, whose order is drawn from it when they are made
-    learn = vision_learner(data(), resnet18, metrics=accuracy, pretrained=pretrained, cbs=PlainTable)
-    learn.unfreeze()
-    start = time.time()
-    with learn.no_bar():
-        if schedule is None: learn.fit_one_cycle(epochs)
-        else:
-            sp_cb = SparsifyCallback(sparsity=90, granularity='weight', context='local', criteria=large_final, schedule=schedule)
-            learn.fit(epochs, cbs=sp_cb)
-    took,rec = time.time() - start,learn.recorder
-    col = lambda n: [v[rec.metric_names.index(n) - 1] for v in rec.values]
-    acc = col('accuracy')
-    df = pd.DataFrame(dict(epoch=range(1, len(acc) + 1), sparsity=[0.]*len(acc) if schedule is None else col('sparsity'), accuracy=acc))
-    return df, (name, acc[-1], sparsity_report(learn.model).sparsity, took)
+def train(learn, n_epoch, cbs):
+    "One run, under its schedule's name"
+    print(f'\n{"="*80}\n{cbs[0].schedule.__name__ if cbs else "dense"}\n')
+    with learn.no_bar(): learn.fit(n_epoch, cbs=cbs)
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--data', choices=('digits', 'pets'), default='digits', help='what to train on (%(default)s)')
     p.add_argument('--epochs', type=int, default=10, help='epochs of each run (%(default)s)')
+    p.add_argument('--seeds', type=int, default=1, help='runs of each schedule (%(default)s)')
     p.add_argument('--out', default='schedules.png', help='where the figure goes (%(default)s)')
     a = p.parse_args()
     is_pets = a.data == 'pets'
-    try:
-        runs = {n: run(n, pets if is_pets else digits, a.epochs, is_pets, s) for n,s in dict(dense=None, one_shot=one_shot, iterative=iterative, agp=agp).items()}
+    def make_learn():
+        learn = vision_learner(pets() if is_pets else digits(), resnet18, metrics=accuracy, pretrained=is_pets, cbs=PlainTable)
+        learn.unfreeze()
+        return learn
+    try: df = compare_schedules(make_learn, [one_shot, iterative, agp], a.epochs, sparsity=90, n_seeds=a.seeds, fit=train, verbose=True,
+                                granularity='weight', context='local', criteria=large_final)
     except OSError as e: # what a download raises where there is no network
         if not is_pets: raise
         sys.exit(f'Could not download the pets or the pretrained weights: {type(e).__name__}: {e}\n'
                  'They need a network. Without one: python examples/schedules.py')
-    print(f'\n{"="*80}\n{"schedule":<12}{"accuracy":>10}{"measured sparsity":>20}{"time":>9}')
-    for _,(name,acc,sp,took) in runs.values(): print(f'{name:<12}{acc:>9.2%} {sp:>18.2f}% {took:>7.0f}s')
-    axs = plot_runs({n:df for n,(df,_) in runs.items()})
-    axs[0].figure.savefig(a.out, dpi=100, bbox_inches='tight')
+    print(f'\n{"="*80}\n{"schedule":<12}{"accuracy":>10}{"measured sparsity":>20}{"steps to recover":>19}')
+    for name,r in df.iterrows(): print(f'{name:<12}{r.accuracy:>9.2%} {r.sparsity:>18.2f}% {"" if name == "dense" else f"{r.recovery:.0f}":>18}')
+    plt.savefig(a.out, dpi=100)
     print(f'\nSparsity and accuracy over epochs: {a.out}')
 
 if __name__ == '__main__': main()

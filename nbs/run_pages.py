@@ -1,6 +1,7 @@
 """Execute the pages beside this file, and keep their output without what differs from run to run and from machine to machine.
 
     python nbs/run_pages.py               every page
+    python nbs/run_pages.py 01 07         those whose names begin so
     python nbs/run_pages.py --strip-only  keep the output as it is, and only strip it
 """
 
@@ -31,11 +32,13 @@ def strip(nb):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('begins', nargs='*', default=[''], help='which pages: what their names begin with')
     p.add_argument('--strip-only', action='store_true')
-    only = p.parse_args().strip_only
+    a = p.parse_args()
     for path in sorted(Path(__file__).parent.glob('*.ipynb')):
+        if not path.name.startswith(tuple(a.begins)): continue
         nb = nbformat.read(path, as_version=4)
-        if not only: ExecutePreprocessor(timeout=None, kernel_name='python3').preprocess(nb, {'metadata':{'path':str(path.parent)}})
+        if not a.strip_only: ExecutePreprocessor(timeout=None, kernel_name='python3').preprocess(nb, {'metadata':{'path':str(path.parent)}})
         nbformat.write(strip(nb), path)
         print(path.name)
 

@@ -1,10 +1,13 @@
 """README: its code runs, its numbers are the ones the seed's test holds, its links lead somewhere."""
+import json
 import re
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
-from helpers import tiny_model
+from fastai.vision.all import accuracy
+from helpers import Spy, tiny_dls, tiny_learner, tiny_model, zeros
 from test_seed import REPORT
 from torch import nn
 
@@ -47,7 +50,6 @@ def test_the_one_line_use(capsys):
 
 def test_the_lines_of_works_with(tmp_path):
     from fastai.vision.all import CancelFitException
-    from helpers import Spy, tiny_learner, zeros
     from torch.optim.swa_utils import AveragedModel
     learn = tiny_learner(path=tmp_path)
     def stop(learn):
@@ -68,11 +70,12 @@ def test_the_lines_of_works_with(tmp_path):
     assert zeros(space['average'].module) == [54, 162]
 
 def test_the_table_is_that_of_the_page():
-    "The accuracies are those of the tutorial's last epochs, which `make demo` repeats"
-    page = (ROOT/'nbs'/'01_tutorial.schedules.ipynb').read_text(encoding='utf-8')
-    ends = re.findall(r'<td>9</td>.*?<td>\d\.\d+</td>.*?<td>\d\.\d+</td>.*?<td>(\d\.\d+)</td>', page, re.S)
-    table = re.findall(r'\| ([\d.]+)% \| [\d.]+% \|', README)
-    assert len(table) == 4 and [f'{float(e):.2%}' for e in dict.fromkeys(ends)][:4] == [f'{t}%' for t in table]
+    "Its means and deviations are those of the tutorial's comparison"
+    page = json.loads((ROOT/'nbs'/'01_tutorial.schedules.ipynb').read_text(encoding='utf-8'))
+    output, = [o for c in page['cells'] if 'table = compare_schedules' in ''.join(c['source']) for o in c['outputs'] if 'text/plain' in o['data'] and 'recovery' in ''.join(o['data']['text/plain'])]
+    rows = [l.split() for l in ''.join(output['data']['text/plain']).splitlines()[2:]]
+    shown = re.findall(r'\| `?(\w+)`? \| ([\d.]+)% ± ([\d.]+)% \| ([\d.]+)% \| (\d*) \|', README)
+    assert len(rows) == 4 and [(n, f'{float(a):.2%}', f'{float(d):.2%}', f'{float(s):.2f}', r.removesuffix('.0').replace('NaN', '')) for n,a,d,s,r in rows] == [(n, f'{a}%', f'{d}%', s, r) for n,a,d,s,r in shown]
 
 def test_the_report_shown_is_the_seeds():
     shown = [l.rstrip() for l in README.splitlines() if re.match(r'(Layer \d|Overall  ).*%$', l)]
@@ -94,12 +97,29 @@ def test_the_plan_shown_is_the_plan():
 def test_links_lead_somewhere():
     for path in re.findall(r'\]\((?!https?://)([^)#]+)\)', README): assert (ROOT/path).exists(), path
 
-def test_what_the_zeros_are_worth_in_a_file():
-    import gzip
-    import io
+def test_what_the_zeros_are_worth_in_a_file(tmp_path):
     from torchvision.models import resnet18
     torch.manual_seed(0)
     fs.Sparsifier(model := resnet18()).sparsify_model(90)
-    torch.save(model.state_dict(), f := io.BytesIO())
-    dense,packed = len(f.getvalue())/1e6,len(gzip.compress(f.getvalue()))/1e6
-    assert f'(ResNet-18 at 90%: {dense:.1f} MB, and {packed:.1f} MB after `gzip`)' in README
+    torch.save(model.state_dict(), tmp_path/'dense')
+    dense,sparse = (tmp_path/'dense').stat().st_size/1e6,fs.save_sparse(model, tmp_path/'sparse')/1e6
+    assert f'(ResNet-18 at 90%: {dense:.1f} MB, and {sparse:.1f} MB with [`save_sparse`]' in README and sparse < dense/5
+
+def test_the_file_without_zeros(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    learn = tiny_learner()
+    learn.fit(1, cbs=fs.SparsifyCallback(90, verbose=False))
+    exec(re.search(r'```python\n(save_sparse\(.*?)```', README, re.S)[1], {**vars(fs), 'learn':learn})
+    assert (tmp_path/'model.safetensors').exists() and zeros(learn.model) == [97, 291]
+
+def test_schedules_compared():
+    code = re.search(r'```python\n(def make_learn.*?)```', README, re.S)[1]
+    space = {**vars(fs), 'vision_learner':lambda dls, *_, metrics: tiny_learner(dls=dls, metrics=metrics), 'get_dls':tiny_dls, 'resnet18':None, 'accuracy':accuracy}
+    exec(code.replace('n_epoch=10', 'n_epoch=2').replace('compare_schedules(', 'df = compare_schedules(').replace('n_seeds=3', 'n_seeds=1, progress=False'), space)
+    assert space['df'].index.tolist() == ['dense', 'one_shot', 'iterative', 'agp'] and space['df'].sparsity[1:].round(1).tolist() == [89.8]*3
+
+def test_the_pictures_named_are_there():
+    learn = tiny_learner()
+    learn.fit(2, cbs=[sp_cb := fs.SparsifyCallback(90, verbose=False), fs.ShowSparsityCallback()])
+    for name in re.findall(r'\| `sp_cb\.(plot\w*)\(\)`', README): assert len(getattr(sp_cb, name)(ax=plt.subplots()[1]).get_legend_handles_labels()[0]) or name == 'plot_layers'
+    assert len(re.findall(r'\| `sp_cb\.(plot\w*)\(\)`', README)) == 3
