@@ -13,14 +13,15 @@ import nbformat
 from nbconvert.preprocessors import ExecutePreprocessor
 
 def strip(nb):
-    "Without times, warnings, progress bars' styles and the execution's own metadata; printed lines in one piece"
+    "Without times, warnings, progress bars and the execution's own metadata; printed lines in one piece"
     for i,cell in enumerate(nb.cells):
         cell.id = f'cell-{i:02d}'
         cell.metadata = {}
         if cell.cell_type != 'code': continue
         cell.execution_count,outputs = None,[]
         for o in cell.outputs:
-            if o.get('name') == 'stderr' or '<style>' in ''.join(o.get('data', {}).get('text/html', '')): continue
+            html = ''.join(o.get('data', {}).get('text/html', ''))
+            if o.get('name') == 'stderr' or '<style>' in html or '<progress' in html: continue
             if 'execution_count' in o: o.execution_count = None
             for mime,text in o.get('data', {}).items():
                 if mime.startswith('text/'): o.data[mime] = re.sub(r'(<td>|\| )\d\d:\d\d(?=</td>| \|)', r'\1', text)
