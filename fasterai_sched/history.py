@@ -19,6 +19,8 @@ class History:
         self.names,self.rows,self.table = [l.name for l in layers],[],[]
         self.steps,self.sparsity,self.still = [begin],[self._of_each(layers)],True
 
+    def __getstate__(self): return {**vars(self), 'losses':[float(l) for l in self.losses]} # in a file a tensor takes fifty times as much
+
     def _of_each(self, layers): return [100*l.gone/l.numel for l in layers]
 
     def _see(self, step, each):
