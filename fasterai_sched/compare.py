@@ -3,6 +3,7 @@
 from __future__ import annotations
 from contextlib import contextmanager, nullcontext
 import random
+from weakref import ref
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from .callback import SparsifyCallback
 from .options import check_whole
 from .plots import plot_runs
 from .report import sparsity_report
-from .schedules import agp, by_name, iterative, one_shot
+from .schedules import agp, as_schedule, by_name, iterative, one_shot
 
 __all__ = ['compare_schedules']
 
@@ -36,16 +37,22 @@ def _metric_of(learn, metric):
     if metric not in names: raise ValueError(f"metric={metric!r} is not one of the learner's: choose from {names}")
     return metric
 
-def _learner(make_learn, seed):
-    learn = make_learn()
-    if not hasattr(learn, 'fit') or not hasattr(learn, 'dls'): raise ValueError(f"make_learn={make_learn!r} gives {type(learn).__name__}: it must make a Learner")
-    for dl in getattr(learn.dls, 'loaders', ()):
-        if hasattr(dl, 'rng'): dl.rng = random.Random(seed) # the same order for all, whether or not the data are made anew
-    return learn
+class _Maker:
+    "Makes learners, and sees to it that they are fresh and get the same data in the same order"
+    def __init__(self, make_learn): self.make_learn,self.seen = make_learn,[]
 
-def _check(make_learn, cbs, n_epoch, metric):
+    def __call__(self, seed):
+        learn = self.make_learn()
+        if not hasattr(learn, 'fit') or not hasattr(learn, 'dls'): raise ValueError(f"make_learn={self.make_learn!r} gives {type(learn).__name__}: it must make a Learner")
+        if not hasattr(learn, 'recorder'): raise ValueError(f"make_learn={self.make_learn!r} gives a Learner without fastai's Recorder: there is nothing to compare by")
+        if any(r() is learn.model for r in self.seen): raise ValueError(f"make_learn={self.make_learn!r} gives a model that it has given before: make a fresh one each time")
+        self.seen.append(ref(learn.model))
+        for dl in getattr(learn.dls, 'loaders', ()):
+            if hasattr(dl, 'rng'): dl.rng = random.Random(seed) # whether or not the data are made anew
+        return learn
+
+def _check(learn, cbs, n_epoch, metric):
     "Try all that a fit would complain of, on a learner that is not trained; which metric it is"
-    with _seeded(0): learn = _learner(make_learn, 0)
     for name,cb in cbs.items():
         if problems := cb.plan(learn, n_epoch).problems: raise ValueError(f"{name}: {'; '.join(problems)}")
     return _metric_of(learn, metric)
@@ -56,6 +63,7 @@ def _run(learn, cb, fit, n_epoch, metric, layer_type, verbose):
     "Train once: a row an epoch, the final sparsity, and the steps after the masks moved last"
     with nullcontext() if verbose else learn.no_bar(), nullcontext() if verbose else learn.no_logging(): fit(learn, n_epoch, [] if cb is None else [cb])
     rec = learn.recorder
+    if not rec.values: raise RuntimeError(f"The fit with {'no schedule' if cb is None else cb.schedule.__name__} ended before its first epoch did")
     shown = [dict(zip(rec.metric_names[1:], v)) for v in rec.values]
     rows = [dict(epoch=i, sparsity=float(r.get('sparsity', 0)), **{metric:float(r[metric])}) for i,r in enumerate(shown, 1)]
     if cb is None: return rows,sparsity_report(learn.model, layer_type, whole=False).sparsity,None
@@ -84,14 +92,18 @@ def compare_schedules(
     if not callable(make_learn) or hasattr(make_learn, 'fit'): raise ValueError(f"make_learn={make_learn!r} must be a function that makes a Learner: one that is trained can't begin anew")
     check_whole('n_seeds', 0 if n_seeds is None else n_seeds, 1)
     if isinstance(schedules, str) or callable(schedules): schedules = [schedules]
-    named = schedules if isinstance(schedules, dict) else by_name(schedules)
+    named = {n:as_schedule(s) for n,s in schedules.items()} if isinstance(schedules, dict) else by_name(schedules)
     if not named: raise ValueError(f"schedules={schedules!r}: there is none to compare")
     if dense and 'dense' in named: raise ValueError("'dense' is the name of the network that is not pruned: give this schedule another, or dense=False")
+    for k in ('schedule', 'sched_func', 'end_sparsity'):
+        if k in kwargs: raise ValueError(f"{k}={kwargs[k]!r} is given by {'sparsity' if k == 'end_sparsity' else 'schedules'}=")
     make = lambda name: SparsifyCallback(sparsity, schedule=named[name], verbose=verbose, **kwargs) if name in named else None
-    metric = _check(make_learn, {n:make(n) for n in named}, n_epoch, metric)
+    maker = _Maker(make_learn)
+    with _seeded(0): first = maker(0) # only to look at: not even looking may change how the others begin
+    metric = _check(first, {n:make(n) for n in named}, n_epoch, metric)
     todo,epochs,ends = [(seed, name) for seed in range(n_seeds) for name in ([*(['dense'] if dense else []), *named])],[],[]
     for seed,name in progress_bar(todo) if progress and not verbose else todo:
-        with _seeded(seed): rows,*end = _run(_learner(make_learn, seed), make(name), fit, n_epoch, metric, kwargs.get('layer_type', nn.Conv2d), verbose)
+        with _seeded(seed): rows,*end = _run(maker(seed), make(name), fit, n_epoch, metric, kwargs.get('layer_type', nn.Conv2d), verbose)
         epochs += [dict(schedule=name, seed=seed, **r) for r in rows]
         ends.append((name, rows[-1][metric], *end))
     of = pd.DataFrame(ends, columns=['schedule', metric, 'sparsity', 'recovery']).groupby('schedule', sort=False)

@@ -77,7 +77,16 @@ def _odd(v):
 
 def _place(t): return t.data_ptr(), t.dtype, tuple(t.shape), t.stride()
 
-def _state(model): return model.state_dict() if isinstance(model, nn.Module) else dict(model)
+def _bare(model):
+    "A model without what torch.compile and DistributedDataParallel wrap around it, or a `state_dict`; ValueError for anything else"
+    while isinstance(model, nn.Module):
+        inner = model.module if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)) else getattr(model, '_orig_mod', None)
+        if inner is None: return model
+        model = inner
+    if not isinstance(model, dict): raise ValueError(f"model={type(model).__name__} must be an nn.Module, such as learn.model, or a state_dict")
+    return model
+
+def _state(model): return model.state_dict() if isinstance(model := _bare(model), nn.Module) else model
 
 def save_sparse(
     model, # The model, or its `state_dict`; nothing of it is changed
@@ -86,6 +95,8 @@ def save_sparse(
     """Save a model's `state_dict` without its zeros: of each tensor the values that are not 0 and a bit for each place, or all of it where that is less. A safetensors file (`pip install 'fasterai_sched[disk]'`), without pickle.
     `load_sparse` gives back every bit, of any dtype. Raises ValueError for what is no ordinary tensor (sparse layouts, quantized, extra state)"""
     st,tensors,about,seen,memory = _safetensors(),{},{},{},set()
+    path = Path(path).expanduser()
+    if not path.parent.is_dir(): raise FileNotFoundError(f"path={str(path)!r}: there is no folder {str(path.parent)!r}")
     for k,v in _state(model).items():
         if odd := _odd(v): raise ValueError(f"{k!r} in the model's state_dict is {odd}: only ordinary tensors are saved")
         same = seen.setdefault(_place(v), k) if v.numel() else k # tied weights are stored once
@@ -96,7 +107,6 @@ def save_sparse(
             at = t.untyped_storage().data_ptr()
             tensors[k + part] = t.clone() if at in memory else t # one may be a view into another
             memory.add(at)
-    path = Path(path)
     half = path.with_name(f'.{path.name}.{os.getpid()}')
     try:
         st.torch.save_file(tensors, half, {'format':'pt', 'sparse':FORMAT, 'tensors':json.dumps(about)})
@@ -108,26 +118,35 @@ def load_sparse(
     path,                # File that `save_sparse` wrote
     model:nn.Module=None # The model to load it into, on whatever device it is; None: into none
 ):                       # The model; without one, the `state_dict`, on the CPU
-    "Load what `save_sparse` has saved, to the bit. Raises ValueError for any other file, and RuntimeError, as `load_state_dict` does, where the model has other names or shapes; the model is left as it was then"
+    "Load what `save_sparse` has saved, to the bit. Raises ValueError for any other file and for a damaged one, and RuntimeError, as `load_state_dict` does, where the model has other names or shapes; the model is left as it was then"
+    path,st = Path(path).expanduser(),_safetensors()
     try:
-        with _safetensors().safe_open(path, 'pt') as f:
+        with st.safe_open(path, 'pt') as f:
             meta = f.metadata() or {}
             stored = {n:f.get_tensor(n) for n in f.keys()} if meta.get('sparse') == FORMAT else {}
-    except _safetensors().SafetensorError as e: raise ValueError(f"path={str(path)!r} is not a safetensors file: {e}") from e
+    except st.SafetensorError as e: raise ValueError(f"path={str(path)!r} is not a safetensors file: {e}") from e
     if meta.get('sparse') != FORMAT:
         raise ValueError(f"path={str(path)!r} was not written by save_sparse: its format is {meta.get('sparse', 'that of plain safetensors')!r}, and not {FORMAT!r}")
-    state = {}
-    for k,a in json.loads(meta['tensors']).items():
-        if 'same' in a: state[k] = state[a['same']]
-        else: state[k] = _whole({p:stored[k + p] for p in ('', '|mask', '|negative') if k + p in stored}, getattr(torch, a['dtype']), a['shape'])
+    try: state = _rebuilt(stored, json.loads(meta['tensors']))
+    except Exception as e: raise ValueError(f"path={str(path)!r} is damaged: its parts don't make up what its header says: {type(e).__name__}: {e}") from e
     if model is None: return state
-    _check_fits(model, state, path)
-    model.load_state_dict(state)
+    _check_fits(bare := _bare(model), state, path)
+    bare.load_state_dict(state)
     return model
+
+def _rebuilt(stored, about):
+    "The `state_dict` from a file's tensors and what its header says of them"
+    state = {}
+    for k,a in about.items():
+        dtype = getattr(torch, a['dtype'])
+        if not isinstance(dtype, torch.dtype): raise ValueError(f"{a['dtype']!r} is no dtype")
+        if 'same' in a: state[k] = state[a['same']]
+        else: state[k] = _whole({p:stored[k + p] for p in ('', '|mask', '|negative') if k + p in stored}, dtype, a['shape'])
+    return state
 
 def _check_fits(model, state, path):
     "RuntimeError before anything is copied: `load_state_dict` copies what fits and then complains"
-    own = model.state_dict()
+    own = _state(model)
     wrong = [f'{k!r} is missing in the file' for k in own if k not in state] + [f'{k!r} is not in the model' for k in state if k not in own]
     wrong += [f'{k!r} has shape {tuple(v.shape)} in the file and {tuple(own[k].shape)} in the model' for k,v in state.items() if k in own and own[k].shape != v.shape]
     if wrong: raise RuntimeError(f"path={str(path)!r} does not fit this {type(model).__name__}: {'; '.join(wrong[:8])}{f' and {len(wrong) - 8} more' if len(wrong) > 8 else ''}")

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import tiny_dls, tiny_learner, tiny_model
+from fastai.learner import CancelFitException, Recorder
+from helpers import Spy, tiny_dls, tiny_learner, tiny_model
 from torch import nn
 
 from fasterai_sched import agp, compare_schedules, iterative, one_shot
@@ -95,7 +96,8 @@ def test_silent_a_bar_or_all_of_it(capsys):
 @pytest.mark.parametrize('kwargs,message', [
     (dict(n_seeds=0), 'n_seeds=0 must be a whole number'), (dict(n_seeds=None), 'n_seeds=0 must be'), (dict(schedules=[]), r'schedules=\[\]: there is none'), (dict(metric='f1'), "metric='f1' is not one of the learner's: choose from \\['accuracy'"),
     (dict(schedules={'dense':agp}), "'dense' is the name"), (dict(schedules=['agg']), "schedule='agg' is not a schedule"), (dict(sparsity=.5), 'sparsity=0.5'),
-    (dict(end_epoch=9), 'one_shot: end_epoch=9'), (dict(granularity='nope'), "granularity='nope'"), (dict(layer_type=nn.LSTM), 'layer_type=LSTM: there is none'), (dict(n_epoch=0), 'n_epoch=0')])
+    (dict(end_epoch=9), 'one_shot: end_epoch=9'), (dict(granularity='nope'), "granularity='nope'"), (dict(layer_type=nn.LSTM), 'layer_type=LSTM: there is none'), (dict(n_epoch=0), 'n_epoch=0'),
+    (dict(schedule=agp), 'is given by schedules='), (dict(end_sparsity=9), 'end_sparsity=9 is given by sparsity='), (dict(schedules={'mine':None}), 'schedule=None is not a schedule')])
 def test_what_cannot_be_done_is_said_before_any_training(kwargs, message):
     def fit(*_): raise AssertionError('trained')
     with pytest.raises(ValueError, match=message): compare(**{'fit':fit, **kwargs})
@@ -104,3 +106,23 @@ def test_what_cannot_be_done_is_said_before_any_training(kwargs, message):
 def test_make_learn_must_make_learners(make_learn, message):
     with pytest.raises(ValueError, match=message): compare_schedules(make_learn, ['agp'], 2)
     with pytest.raises(ValueError, match='must be a function'): compare_schedules(tiny_learner(), ['agp'], 2)
+
+def test_a_model_that_was_trained_before_is_not_trained_again():
+    learn = tiny_learner()
+    with pytest.raises(ValueError, match='gives a model that it has given before'): compare_schedules(lambda: learn, ['agp'], 2, progress=False)
+    assert not hasattr(learn.recorder, 'values') # not once
+
+def test_a_learner_without_recorder_has_nothing_to_compare_by():
+    def make():
+        learn = tiny_learner()
+        learn.remove_cb(Recorder)
+        return learn
+    with pytest.raises(ValueError, match="without fastai's Recorder"): compare_schedules(make, ['agp'], 2)
+
+def test_runs_that_end_early_count_as_far_as_they_came():
+    def stop(at): return lambda: tiny_learner(cbs=Spy('before_epoch', lambda l: cancel() if l.epoch == at else None))
+    def cancel(): raise CancelFitException
+    kwargs = dict(n_epoch=4, sparsity=50, n_seeds=1, draw=False, progress=False)
+    with pytest.warns(UserWarning, match='ended before its schedule'): df = compare_schedules(stop(3), ['lin'], **kwargs)
+    assert df.sparsity['lin'] == 100*(int(.75*.5*108) + int(.75*.5*324))/432
+    with pytest.raises(RuntimeError, match='The fit with no schedule ended before its first epoch'): compare_schedules(stop(0), ['lin'], **kwargs)

@@ -1,4 +1,5 @@
 """DISK: every bit of every dtype comes back, the zeros take a bit each, and what can't be saved or loaded says so."""
+import json
 import math
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from fasterai_sched import SparsifyCallback, Sparsifier, load_sparse, save_sparse, sparsity_report
-from fasterai_sched.disk import n_bytes
+from fasterai_sched.disk import FORMAT, n_bytes
 
 DTYPES = sorted({d for d in vars(torch).values() if isinstance(d, torch.dtype) and not any(w in str(d) for w in ('qint', 'quint', 'bits', 'float4', 'int1', 'int2', 'int3', 'int4', 'int5', 'int6', 'int7'))} | {
     torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64}, key=str)
@@ -134,6 +135,39 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match='is not a safetensors file'): load_sparse(tmp_path/'text')
     with pytest.raises(ValueError, match="was not written by save_sparse: its format is 'that of plain safetensors'"): load_sparse(tmp_path/'plain')
     with pytest.raises(FileNotFoundError): load_sparse(tmp_path/'nowhere')
+
+@pytest.mark.parametrize('about,tensors', [
+    ({'w':dict(dtype='float32', shape=[3])}, {}), ({'w':dict(dtype='load', shape=[2])}, {}), ({'v':dict(dtype='float32', shape=[2])}, {}), ('nope', {}), ({'w':dict(dtype='float32', shape=[2], same='z')}, {}),
+    ({'w':dict(dtype='float32', shape=[20])}, {'w|mask':torch.zeros(1, dtype=torch.uint8)}), ({'w':dict(dtype='float32', shape=[8])}, {'w|mask':torch.full((1,), 255, dtype=torch.uint8)})])
+def test_a_damaged_file_is_refused(about, tensors, tmp_path):
+    from safetensors.torch import save_file
+    save_file({'w':torch.ones(2), **tensors}, tmp_path/'t', {'format':'pt', 'sparse':FORMAT, 'tensors':about if isinstance(about, str) else json.dumps(about)})
+    with pytest.raises(ValueError, match='is damaged: its parts'): load_sparse(tmp_path/'t')
+
+def test_a_file_cut_short_is_refused(tmp_path):
+    save_sparse(net(), tmp_path/'t')
+    (tmp_path/'t').write_bytes((tmp_path/'t').read_bytes()[:-10])
+    with pytest.raises(ValueError, match='is not a safetensors file'): load_sparse(tmp_path/'t')
+
+def test_a_folder_that_is_not_there_is_named_before_anything_is_done(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no folder '.*nowhere'"): save_sparse(net(), tmp_path/'nowhere'/'m')
+
+def test_home_is_home(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    save_sparse(net(), '~/m')
+    assert (tmp_path/'m').exists() and same(load_sparse('~/m'), net().state_dict())
+
+@pytest.mark.parametrize('f', [lambda m, p: save_sparse(m, p), lambda m, p: load_sparse(save_sparse(net(), p) and p, m)])
+def test_what_is_no_model_is_refused(f, tmp_path):
+    from helpers import tiny_learner
+    with pytest.raises(ValueError, match='model=Learner must be an nn.Module, such as learn.model'): f(tiny_learner(), tmp_path/'m')
+
+def test_wrapped_models_are_saved_and_loaded_without_their_wrapping(tmp_path):
+    save_sparse(torch.compile(net()), tmp_path/'m')
+    assert list(load_sparse(tmp_path/'m')) == list(net().state_dict())
+    other = nn.DataParallel(net(0))
+    assert load_sparse(tmp_path/'m', other) is other and same(other.module.state_dict(), net().state_dict())
+    assert n_bytes(nn.DataParallel(net())) == n_bytes(net())
 
 def test_a_model_that_does_not_fit_is_left_as_it_was(tmp_path):
     save_sparse(net(), tmp_path/'m')
