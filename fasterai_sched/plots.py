@@ -151,12 +151,14 @@ def plot_layers(
     return ax
 
 def _numbers(x):
-    "An array, a tensor, or several, as one row of floats"
+    "An array, a tensor, several, or a model's weights, as one row of floats; what is not finite can't be drawn"
+    if hasattr(x, 'parameters'): x = [p for p in x.parameters() if p.ndim > 1]
     if isinstance(x, (list, tuple)): return np.concatenate([_numbers(v) for v in x])
-    return np.asarray(x.detach().cpu().double() if hasattr(x, 'detach') else x, dtype=float).ravel()
+    x = np.asarray(x.detach().cpu().double() if hasattr(x, 'detach') else x, dtype=float).ravel()
+    return x[np.isfinite(x)]
 
 def plot_weights(
-    before,      # Weights: a tensor, an array, or a list of such; None: none
+    before,      # Weights: a tensor, an array, a list of such, or a model, whose weights of two or more dimensions are meant; None: none
     after,       # The same weights later. Those that are 0 are counted in the legend, and not drawn
     bins:int=100, # Bars
     ax=None,     # Matplotlib axes to draw on; new ones if None

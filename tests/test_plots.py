@@ -134,6 +134,12 @@ def test_weights_may_be_several_and_of_any_kind(after):
     ax = plot_weights(None, after)
     assert legend(ax) == [f"after, but for {'100.00' if torch.is_tensor(after) else '33.33'}% that are 0"]
 
+def test_a_models_weights_are_all_of_two_or_more_dimensions_and_finite():
+    m = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.BatchNorm1d(5), torch.nn.Conv2d(1, 2, 3))
+    with torch.no_grad(): m[0].weight[0, :2] = torch.tensor([float('nan'), float('inf')])
+    before, after = plot_weights(m, m).containers
+    assert sum(b.get_height() for b in before) == sum(b.get_height() for b in after) == 20 + 18 - 2
+
 # -- on white and on black -------------------------------------------------------------------------------------------------------
 
 def luminance(color):
