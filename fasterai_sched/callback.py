@@ -35,7 +35,8 @@ _agp = replace(agp) # equal to agp and not agp itself: tells whether `schedule` 
 
 def _either(new, old, **words):
     "The one of two words for the same thing that was given; ValueError if both were"
-    if new is not None and old is not None: raise ValueError(f"{' and '.join(f'{k}={v!r}' for k,v in words.items())} are two words for one thing: give one")
+    said = lambda v: getattr(v, '__name__', repr(v))
+    if new is not None and old is not None: raise ValueError(f"{' and '.join(f'{k}={said(v)}' for k,v in words.items())} are two words for one thing: give one")
     return old if new is None else new
 
 def _check_unused(**words):

@@ -237,7 +237,7 @@ def check_schedule(
         except Exception as e:
             raise ValueError(f"{name} fails at {pos:g} of training, from {start}% to {end}%: {type(e).__name__}: {e}; "
                              f"{higher if isinstance(e, ZeroDivisionError) else 'check its arguments'}") from e
-        if not -1e-9 <= v <= 100 + 1e-9: raise ValueError(f"{name} gives {v}% at {pos:g} of training; a sparsity is a percentage, 0 to 100")
+        if not -1e-9 <= v <= 100 + 1e-9: raise ValueError(f"{name} gives {round(v, 6):.10g}% at {pos:g} of training; a sparsity is a percentage, 0 to 100")
         values.append(v)
     if end > 0 and max(values) == 0: raise ValueError(f"{name} never leaves 0 on its way to {end}%; {higher}")
     if is_absolute(schedule) and abs(values[-1] - end) > 1e-6:

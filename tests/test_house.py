@@ -21,7 +21,7 @@ ARROWS = dict(schedules=set(), granularity=set(), criteria=set(), masks={'lowest
     callback={'column', 'criteria', 'history', 'layers', 'optim', 'options', 'plan', 'plots', 'report', 'schedules', 'sparsifier', 'targets', 'tickets'})
 WHEN_CALLED = {('schedules', 'plots')} # Schedule.plot and plot_schedules
 OUTSIDE = {**{m:{'torch'} for m in ('granularity', 'criteria', 'layers', 'tickets', 'channels', 'signals', 'optim', 'held', 'moves', 'options', 'sparsifier')}, **{m:{'torch', 'numpy'} for m in ('masks', 'lowest', 'budgets', 'untouched')},
-    **{m:{'numpy'} for m in ('schedules', 'targets')}, 'history':{'pandas'}, 'live':{'fastai', 'fastcore', 'matplotlib', 'IPython'}, 'compare':{'torch', 'numpy', 'pandas', 'fastprogress'}, 'disk':{'torch', 'numpy', 'safetensors'}, 'report':{'torch', 'pandas'}, 'plan':{'pandas'}, 'column':set(), 'plots':{'numpy', 'matplotlib', 'cycler'},
+    **{m:{'numpy'} for m in ('schedules', 'targets')}, 'history':{'pandas'}, 'live':{'fastai', 'fastcore', 'matplotlib', 'IPython'}, 'compare':{'torch', 'numpy', 'pandas', 'fastprogress'}, 'disk':{'torch', 'numpy', 'safetensors'}, 'report':{'torch', 'numpy', 'pandas'}, 'plan':{'pandas'}, 'column':set(), 'plots':{'numpy', 'matplotlib', 'cycler'},
     'callback':{'torch', 'numpy', 'fastai', 'fastcore', 'pandas', 'IPython'}}
 
 def imports(module):

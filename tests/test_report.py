@@ -80,7 +80,12 @@ def test_names_limit_the_rows():
     rep = sparsity_report(net(), names=['2.0'])
     assert [r.name for r in rep.rows] == ['2.0'] and (rep.params, rep.zeros) == (4800, 1200)
 
-def test_both_kinds_of_zero_count(): assert n_zeros(torch.tensor([0., -0., 1e-45, float('nan'), -1.])) == 2
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_both_kinds_of_zero_count(dtype): assert n_zeros(torch.tensor([0., -0., 1e-7, float('nan'), -1.], dtype=dtype)) == 2
+
+def test_zeros_of_views_and_of_parameters_are_counted():
+    w = nn.Parameter(torch.eye(4))
+    assert n_zeros(w) == 12 and n_zeros(w[:, ::2]) == 6 and n_zeros(torch.zeros(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)) == 96
 
 def test_tied_weights_are_counted_once():
     m = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
