@@ -189,7 +189,7 @@ BAD = [ # arguments, what the message says
     (dict(sparsity='90'), r"sparsity='90' .*percentage"), (dict(), r'sparsity=None: give the target'), (dict(sparsity=[]), r'sparsity=\[\] is empty'),
     (dict(sparsity=[50, .5]), r'sparsity=0\.5'), (dict(sparsity={'0':.5}), r'sparsity=0\.5'), (dict(sparsity=90, start_sparsity=.5), r'start_sparsity=0\.5'),
     (dict(sparsity=90, end_sparsity=80), r'sparsity=90 and end_sparsity=80 are two words'),
-    (dict(sparsity=90, schedule=agp, sched_func=sched_cos), r'schedule=agp and sched_func=cos are two words'),
+    (dict(sparsity=90, schedule=agp, sched_func=sched_cos), r'schedule=agp and sched_func=sched_cos are two words'),
     (dict(sparsity=90, schedule='agpp'), r"schedule='agpp' .*one_shot.*agp"), (dict(sparsity=90, schedule=3), r'schedule=3 .*one_shot'),
     (dict(sparsity=90, schedule=sched_exp), r'sched_exp fails at 0.*start_sparsity=1'), (dict(sparsity=90, schedule=sched_no), r'sched_no never leaves 0.*start_sparsity'),
     (dict(sparsity=90, schedule=lambda s,e,p: 2*e*p), r'gives .*% at .*0 to 100'), (dict(sparsity=90, schedule=SchedCos(0, 80)), r'sparsity=90 but .* ends at 80'),
