@@ -162,6 +162,9 @@ def _name(f):
     if isinstance(f, partial): return f"{_name(f.func)}({', '.join([*map(repr, f.args), *(f'{k}={v!r}' for k,v in f.keywords.items())])})"
     for n,s in schedules.items():
         if f is s or f is s.sched_func: return n
+    if getattr(f, '__module__', '').startswith('fastai.'): # an annealer is an object around a function, or a function inside another
+        if callable(getattr(f, 'f', None)): return _name(f.f)
+        if '.<locals>.' in getattr(f, '__qualname__', ''): return f.__qualname__.split('.')[0]
     return getattr(f, '__name__', type(f).__name__).lstrip('_')
 
 class _Absolute:

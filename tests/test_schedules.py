@@ -285,8 +285,8 @@ def test_a_window_that_is_empty_is_refused():
     (lambda s, e, p: math.nan,       0, 90, r'schedule=<lambda> gives nan% at 0 of training; .*0 to 100'),
     (lambda s, e, p: math.inf,       0, 90, r'schedule=<lambda> gives inf% at 0 of training'),
     (lambda s, e, p: None,           0, 90, r'schedule=<lambda> fails at 0 of training.*TypeError'),
-    (SchedCos(0, 80),                0, 90, r'sparsity=90 but schedule=.*Annealer.* ends at 80%.*give sparsity=80, or a function of'),
-    (SchedPoly(0, 100, 2),           0, 90, r'sparsity=90 but schedule=.*inner.* ends at 100%.*give sparsity=100'),
+    (SchedCos(0, 80),                0, 90, r'sparsity=90 but schedule=sched_cos ends at 80%.*give sparsity=80, or a function of'),
+    (SchedPoly(0, 100, 2),           0, 90, r'sparsity=90 but schedule=SchedPoly ends at 100%.*give sparsity=100'),
     (partial(agp, n_steps=5),        0, 90, r"schedule=agp\(n_steps=5\) fails at 0\.2 of training.*unexpected keyword argument 'n_steps'"),
     (partial(iterative, n_steps=0),  0, 90, r'schedule=iterative\(n_steps=0\) fails.*n_steps must be a whole number of at least 1, got 0'),
     (partial(iterative, n_steps=1.5), 5, 90, r'n_steps must be a whole number of at least 1, got 1\.5')])
