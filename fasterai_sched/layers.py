@@ -74,7 +74,8 @@ def by_rule(
         if fs: continue
         other = dict(model.named_modules()).get(r) if model is not None and isinstance(r, str) else None
         if other is not None and weights_of(other): raise ValueError(f"{what} names {r!r}, which is a {type(other).__name__}, and "
-            f"layer_type={type_name(layer_type)}; add its type: layer_type=(nn.Conv2d, nn.Linear), say")
+            f"layer_type={type_name(layer_type)}; " + ("add its type: layer_type=(nn.Conv2d, nn.Linear), say" if isinstance(other, Granularities.available_modules())
+                                                       else "that type is never pruned: leave the name out"))
         close = (get_close_matches(r, names) if isinstance(r, str) else []) or names
         raise ValueError(f"{what} names {_said(r)}: there is no such layer; close: {close[:8]}{f' and {len(close) - 8} more' if len(close) > 8 else ''}")
     return out
