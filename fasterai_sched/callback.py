@@ -551,7 +551,7 @@ class SparsifyCallback(Callback):
     def _table_row(self):
         "What fastai's table says of this epoch, but for our own columns"
         rec,ours = getattr(self.learn, 'recorder', None),[cb._column.name for cb in self._peers]
-        if rec is None or not rec.values: return {}
+        if not getattr(rec, 'values', None): return {}
         return {n:_as_float(v) for n,v in zip(rec.metric_names[1:], rec.values[-1]) if n not in ours}
 
     def _log_row(self, step, kind, measured, row=None):

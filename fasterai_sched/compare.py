@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 from contextlib import contextmanager, nullcontext
+import gc
 import random
 from weakref import ref
 
@@ -30,11 +31,17 @@ def _seeded(seed):
             random.setstate(states[0])
             np.random.set_state(states[1])
 
+OWN = ('schedule', 'seed', 'epoch', 'sparsity', 'deviation', 'recovery') # what our tables call theirs
+
 def _metric_of(learn, metric):
-    "The metric to compare by; ValueError for one the learner has not"
-    names = [m.name for m in learn.metrics] + ['valid_loss', 'train_loss']
-    if metric is None: return names[0]
+    "The metric to compare by, as fastai's table calls it; ValueError for one that is not there"
+    rec,names = learn.recorder,[m.name for m in learn.metrics]
+    validates = rec.valid_metrics and len(learn.dls.loaders) > 1 and len(learn.dls.valid)
+    if rec.train_metrics and rec.valid_metrics: names = [f'{w}_{n}' for w in (('valid', 'train') if validates else ('train',)) for n in [*names, 'loss']]
+    else: names = [*names, *(['valid_loss'] if validates else []), 'train_loss'] if validates or rec.train_metrics else ['train_loss']
+    if metric is None: metric = next(n for n in names if n not in OWN)
     if metric not in names: raise ValueError(f"metric={metric!r} is not one of the learner's: choose from {names}")
+    if metric in OWN: raise ValueError(f"metric={metric!r} is what this table calls something of its own: give the metric another name")
     return metric
 
 class _Maker:
@@ -45,6 +52,7 @@ class _Maker:
         learn = self.make_learn()
         if not hasattr(learn, 'fit') or not hasattr(learn, 'dls'): raise ValueError(f"make_learn={self.make_learn!r} gives {type(learn).__name__}: it must make a Learner")
         if not hasattr(learn, 'recorder'): raise ValueError(f"make_learn={self.make_learn!r} gives a Learner without fastai's Recorder: there is nothing to compare by")
+        if any(isinstance(cb, SparsifyCallback) for cb in learn.cbs): raise ValueError(f"make_learn={self.make_learn!r} gives a Learner with a SparsifyCallback, which the dense one would have too: leave it out, or add it in fit=")
         if any(r() is learn.model for r in self.seen): raise ValueError(f"make_learn={self.make_learn!r} gives a model that it has given before: make a fresh one each time")
         self.seen.append(ref(learn.model))
         for dl in getattr(learn.dls, 'loaders', ()):
@@ -63,12 +71,15 @@ def _run(learn, cb, fit, n_epoch, metric, layer_type, verbose):
     "Train once: a row an epoch, the final sparsity, and the steps after the masks moved last"
     with nullcontext() if verbose else learn.no_bar(), nullcontext() if verbose else learn.no_logging(): fit(learn, n_epoch, [] if cb is None else [cb])
     rec = learn.recorder
-    if not rec.values: raise RuntimeError(f"The fit with {'no schedule' if cb is None else cb.schedule.__name__} ended before its first epoch did")
-    shown = [dict(zip(rec.metric_names[1:], v)) for v in rec.values]
-    rows = [dict(epoch=i, sparsity=float(r.get('sparsity', 0)), **{metric:float(r[metric])}) for i,r in enumerate(shown, 1)]
+    shown = [(i, dict(zip(rec.metric_names[1:], v))) for i,v in enumerate(rec.values, 1)]
+    if not any(metric in r for _,r in shown): raise RuntimeError(f"The fit with {'no schedule' if cb is None else cb.schedule.__name__} ended before its first epoch did")
+    if cb is not None and cb.sparsifier is None: raise RuntimeError("fit= must give the callbacks that it gets, its third argument, to the learner's fit")
+    history = None if cb is None else cb.history
+    measured = {} if cb is None else {e + 1:m for e,m in history.query('kind == "epoch"')[['epoch', 'measured']].values}
+    rows = [dict(epoch=i, sparsity=measured.get(i, 0.), **{metric:float(r[metric])}) for i,r in shown if metric in r] # a cancelled epoch has none
     if cb is None: return rows,sparsity_report(learn.model, layer_type, whole=False).sparsity,None
-    moves,steps = cb.history.query('kind == "masks"').step,len(rows)*len(learn.dls.train)
-    return rows,cb.sparsifier.report(sizes=False).sparsity,steps - moves.max() if len(moves) else None
+    moves = history.query('kind == "masks"').step
+    return rows,cb.sparsifier.report(sizes=False).sparsity,history.step.max() - moves.max() if len(moves) else None
 
 def compare_schedules(
     make_learn,        # A function without arguments that makes a fresh Learner, and best its data too. Called once a run, right after the seed is set
@@ -85,7 +96,7 @@ def compare_schedules(
     progress:bool=True, # Show a bar of the runs, if they are not `verbose`
     verbose:bool=False, # Let each run show its table and print
     **kwargs           # Passed to `SparsifyCallback`: granularity, context, end_epoch ...
-):                     # A DataFrame, a row a schedule: mean and deviation of the metric at the end, sparsity as counted, steps left to recover after the masks moved last. `.attrs['runs']` has a row an epoch
+):                     # A DataFrame, a row a schedule: mean and deviation of the metric of the last epoch, sparsity as counted, steps left to recover after the masks moved last. `.attrs['runs']` has a row an epoch
     "Which schedule is best for this network? Train it with each, at equal budget and from equal beginnings. Raises ValueError before any training for whatever can't be done as asked"
     import pandas as pd
     from fastprogress.fastprogress import progress_bar
@@ -95,8 +106,10 @@ def compare_schedules(
     named = {n:as_schedule(s) for n,s in schedules.items()} if isinstance(schedules, dict) else by_name(schedules)
     if not named: raise ValueError(f"schedules={schedules!r}: there is none to compare")
     if dense and 'dense' in named: raise ValueError("'dense' is the name of the network that is not pruned: give this schedule another, or dense=False")
-    for k in ('schedule', 'sched_func', 'end_sparsity'):
-        if k in kwargs: raise ValueError(f"{k}={kwargs[k]!r} is given by {'sparsity' if k == 'end_sparsity' else 'schedules'}=")
+    for k,by in dict(schedule='schedules', sched_func='schedules', end_sparsity='sparsity', model='layers').items():
+        if k in kwargs: raise ValueError(f"{k}= can't be given here, where there are several learners: give {by}=")
+    if hasattr(kwargs.get('data'), '__next__'): raise ValueError("data= is an iterator, and would be used up by the first run: give a list or a DataLoader")
+    if draw and ax is not None and len(np.ravel(ax)) < 2: raise ValueError("ax= must be two axes: one for the sparsity, one for the metric")
     make = lambda name: SparsifyCallback(sparsity, schedule=named[name], verbose=verbose, **kwargs) if name in named else None
     maker = _Maker(make_learn)
     with _seeded(0): first = maker(0) # only to look at: not even looking may change how the others begin
@@ -105,9 +118,10 @@ def compare_schedules(
     for seed,name in progress_bar(todo) if progress and not verbose else todo:
         with _seeded(seed): rows,*end = _run(maker(seed), make(name), fit, n_epoch, metric, kwargs.get('layer_type', nn.Conv2d), verbose)
         epochs += [dict(schedule=name, seed=seed, **r) for r in rows]
+        gc.collect() # learners refer to themselves, and would be kept
         ends.append((name, rows[-1][metric], *end))
     of = pd.DataFrame(ends, columns=['schedule', metric, 'sparsity', 'recovery']).groupby('schedule', sort=False)
     df = pd.DataFrame({metric:of[metric].mean(), 'deviation':of[metric].std(), 'sparsity':of.sparsity.mean(), 'recovery':of.recovery.mean()})
     df.attrs['runs'] = epochs
-    if draw: plot_runs(dict(list(pd.DataFrame(epochs).groupby('schedule', sort=False))), metric, ax)
+    if draw: plot_runs(dict(list(pd.DataFrame(epochs).groupby('schedule', sort=False))), metric, None if ax is None else np.ravel(ax))
     return df

@@ -1,9 +1,11 @@
 """DISK: what the zeros are worth in a file. Of a tensor with many zeros the values that are none, and a bit for each place."""
 
 from __future__ import annotations
+from collections import OrderedDict
 import json
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -58,14 +60,26 @@ def _parts(t):
     return {'':values, '|mask':_pack(~zero), **({} if signs is None else {'|negative':_pack(signs)})}
 
 def _whole(parts, dtype, shape):
-    "A tensor from its parts"
-    bits = _bits(parts[''].flatten())
-    if '|mask' in parts:
-        keep = _unpack(parts['|mask'], int(np.prod(shape, dtype=np.int64))*dtype.itemsize//bits.itemsize)
-        values,bits = bits,torch.zeros(len(keep), dtype=bits.dtype)
-        bits[keep] = values
-        if '|negative' in parts: bits[~keep] = torch.where(_unpack(parts['|negative'], int((~keep).sum())), torch.iinfo(bits.dtype).min, 0).to(bits.dtype)
+    "A tensor from its parts; ValueError where they can't be those of one of this dtype and shape"
+    real = dtype.to_real() if dtype.is_complex else dtype
+    n,values,mask,negative = int(np.prod(shape, dtype=object))*(2 if dtype.is_complex else 1),parts[''].flatten(),parts.get('|mask'),parts.get('|negative')
+    if min(shape, default=0) < 0 or values.dtype != (real if real in _NATURAL else _INTS[real.itemsize]): raise ValueError(f'{values.dtype} and shape {shape}')
+    bits = _bits(values)
+    if mask is not None:
+        _check_packed(mask, n)
+        keep = _unpack(mask, n)
+        zeros,bits = n - len(bits),torch.zeros(n, dtype=bits.dtype, device='cpu')
+        if int(keep.sum()) != len(values): raise ValueError(f'{len(values)} values for {int(keep.sum())} places')
+        bits[keep] = _bits(values)
+        if negative is not None:
+            _check_packed(negative, zeros)
+            if real not in _SIGNED: raise ValueError(f'signs of {dtype}')
+            bits[~keep] = _unpack(negative, zeros).to(bits.dtype)*torch.iinfo(bits.dtype).min
+    elif negative is not None or len(bits) != n: raise ValueError(f'{len(bits)} values for shape {shape}')
     return bits.view(dtype).view(shape)
+
+def _check_packed(packed, n):
+    if packed.dtype != torch.uint8 or packed.numel() != -(-n//8) or n%8 and int(packed[-1]) & (255 >> n%8): raise ValueError(f'{packed.numel()} bytes of bits for {n} places')
 
 def _odd(v):
     "What is not ordinary about what a state_dict holds, in words; None: nothing"
@@ -74,8 +88,9 @@ def _odd(v):
     if v.is_meta:                     return 'on the meta device, without values'
     if v.is_quantized:                return 'quantized'
     if v.layout != torch.strided:     return f'of layout {v.layout}'
+    if v.numel() and not v.data_ptr(): return f'a {type(v).__name__} without memory of its own'
 
-def _place(t): return t.data_ptr(), t.dtype, tuple(t.shape), t.stride()
+def _place(t): return t.data_ptr(), t.dtype, tuple(t.shape), t.stride(), t.is_conj(), t.is_neg()
 
 def _bare(model):
     "A model without what torch.compile and DistributedDataParallel wrap around it, or a `state_dict`; ValueError for anything else"
@@ -95,23 +110,26 @@ def save_sparse(
     """Save a model's `state_dict` without its zeros: of each tensor the values that are not 0 and a bit for each place, or all of it where that is less. A safetensors file (`pip install 'fasterai_sched[disk]'`), without pickle.
     `load_sparse` gives back every bit, of any dtype. Raises ValueError for what is no ordinary tensor (sparse layouts, quantized, extra state)"""
     st,tensors,about,seen,memory = _safetensors(),{},{},{},set()
-    path = Path(path).expanduser()
+    path = Path(path).expanduser().resolve()
     if not path.parent.is_dir(): raise FileNotFoundError(f"path={str(path)!r}: there is no folder {str(path.parent)!r}")
-    for k,v in _state(model).items():
+    state = _state(model)
+    for k,v in state.items():
+        if k.endswith(('|mask', '|negative')) or k == '__metadata__': raise ValueError(f"{k!r} in the model's state_dict has a name that the file needs for itself: rename it")
         if odd := _odd(v): raise ValueError(f"{k!r} in the model's state_dict is {odd}: only ordinary tensors are saved")
         same = seen.setdefault(_place(v), k) if v.numel() else k # tied weights are stored once
         about[k] = dict(dtype=str(v.dtype).removeprefix('torch.'), shape=list(v.shape), **({'same':same} if same != k else {}))
         if same != k: continue
         for part,t in _parts(v).items():
-            if k + part in tensors: raise ValueError(f"{k + part!r} is the name of a tensor and of a part of another: rename one of them")
             at = t.untyped_storage().data_ptr()
             tensors[k + part] = t.clone() if at in memory else t # one may be a view into another
             memory.add(at)
-    half = path.with_name(f'.{path.name}.{os.getpid()}')
-    try:
-        st.torch.save_file(tensors, half, {'format':'pt', 'sparse':FORMAT, 'tensors':json.dumps(about)})
+    versions = {k:m['version'] for k,m in getattr(state, '_metadata', {}).items() if 'version' in m}
+    mode = path.stat().st_mode if path.exists() else 0o644
+    with TemporaryDirectory(dir=path.parent, prefix=f'.{path.name}.') as folder: # its own, as others may save to this path too
+        half = Path(folder)/path.name
+        st.torch.save_file(tensors, half, {'format':'pt', 'sparse':FORMAT, 'tensors':json.dumps(about), 'versions':json.dumps(versions)})
+        half.chmod(mode)
         os.replace(half, path)
-    finally: half.unlink(missing_ok=True)
     return path.stat().st_size
 
 def load_sparse(
@@ -127,28 +145,36 @@ def load_sparse(
     except st.SafetensorError as e: raise ValueError(f"path={str(path)!r} is not a safetensors file: {e}") from e
     if meta.get('sparse') != FORMAT:
         raise ValueError(f"path={str(path)!r} was not written by save_sparse: its format is {meta.get('sparse', 'that of plain safetensors')!r}, and not {FORMAT!r}")
-    try: state = _rebuilt(stored, json.loads(meta['tensors']))
+    try: state = _rebuilt(stored, json.loads(meta['tensors']), json.loads(meta['versions']))
     except Exception as e: raise ValueError(f"path={str(path)!r} is damaged: its parts don't make up what its header says: {type(e).__name__}: {e}") from e
     if model is None: return state
     _check_fits(bare := _bare(model), state, path)
     bare.load_state_dict(state)
     return model
 
-def _rebuilt(stored, about):
+def _rebuilt(stored, about, versions):
     "The `state_dict` from a file's tensors and what its header says of them"
-    state = {}
+    state,used = OrderedDict(),set()
     for k,a in about.items():
         dtype = getattr(torch, a['dtype'])
         if not isinstance(dtype, torch.dtype): raise ValueError(f"{a['dtype']!r} is no dtype")
         if 'same' in a: state[k] = state[a['same']]
-        else: state[k] = _whole({p:stored[k + p] for p in ('', '|mask', '|negative') if k + p in stored}, dtype, a['shape'])
+        else:
+            parts = {p:stored[k + p] for p in ('', '|mask', '|negative') if k + p in stored}
+            state[k] = _whole(parts, dtype, a['shape'])
+            used |= {k + p for p in parts}
+        if state[k].dtype != dtype or list(state[k].shape) != a['shape']: raise ValueError(f"{k!r} is no {a['dtype']} of shape {a['shape']}")
+    if used != set(stored): raise ValueError(f'nothing is said of {sorted(set(stored) - used)}')
+    state._metadata = OrderedDict((k, dict(version=v)) for k,v in versions.items()) # what some modules ask for when they load
     return state
 
 def _check_fits(model, state, path):
     "RuntimeError before anything is copied: `load_state_dict` copies what fits and then complains"
     own = _state(model)
     wrong = [f'{k!r} is missing in the file' for k in own if k not in state] + [f'{k!r} is not in the model' for k in state if k not in own]
-    wrong += [f'{k!r} has shape {tuple(v.shape)} in the file and {tuple(own[k].shape)} in the model' for k,v in state.items() if k in own and own[k].shape != v.shape]
+    both = [k for k in state if k in own and not nn.parameter.is_lazy(own[k])]
+    wrong += [f'{k!r} has shape {tuple(state[k].shape)} in the file and {tuple(own[k].shape)} in the model' for k in both if own[k].shape != state[k].shape]
+    wrong += [f'{k!r} of the model is on the meta device, which holds no values' for k in both if own[k].is_meta]
     if wrong: raise RuntimeError(f"path={str(path)!r} does not fit this {type(model).__name__}: {'; '.join(wrong[:8])}{f' and {len(wrong) - 8} more' if len(wrong) > 8 else ''}")
 
 @torch.no_grad()

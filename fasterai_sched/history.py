@@ -40,7 +40,7 @@ class History:
     ):
         "A row more"
         self.rows.append((step, epoch, kind, target, measured))
-        if row is not None: self.table.append(dict(step=step, **row))
+        if row is not None: self.table.append((step, row))
         jump = kind == 'masks' and self.still
         # what is between two looks is drawn like the later one: so look just before a jump too
         if jump and step - 1 > self.steps[-1]: self._see(step - 1, self.sparsity[-1])
@@ -62,7 +62,7 @@ class History:
         begin = self.begin,self.target
         if ax is not None and not hasattr(ax, '__len__'): return plots.plot_history(self.to_df(), ax, begin, **kwargs)
         losses = [(self.begin + i, float(l)) for i,l in enumerate(self.losses, 1)]
-        return plots.plot_run(self.to_df(), losses, pd.DataFrame(self.table, columns=None if self.table else ['step']), ax, begin, **kwargs)
+        return plots.plot_run(self.to_df(), losses, pd.DataFrame([r for _,r in self.table], index=[s for s,_ in self.table]), ax, begin, **kwargs)
 
     def plot_layers(self,
         ax=None, # As for `plots.plot_layers`

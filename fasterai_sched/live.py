@@ -30,6 +30,7 @@ class ShowSparsityCallback(Callback):
         import matplotlib.pyplot as plt
         from IPython.display import display
         fig = self._of.plot()[0].figure
-        if self._handle is None: self._handle = display(fig, display_id=True)
-        else: self._handle.update(fig)
-        plt.close(fig) # else the notebook shows it once more
+        try:
+            if self._handle is None: self._handle = display(fig, display_id=True)
+            else: self._handle.update(fig)
+        finally: plt.close(fig) # else the notebook shows it once more

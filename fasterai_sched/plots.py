@@ -80,20 +80,20 @@ def plot_history(
 def plot_run(
     history,      # As for `plot_history`
     losses,       # (step, training loss, smoothed) of each batch
-    table,        # DataFrame with a row an epoch: step, and what fastai's table shows (`valid_loss` and metrics; `train_loss` is not drawn)
+    table,        # DataFrame of what fastai's table shows, a row an epoch, indexed by step (`valid_loss` and metrics; `train_loss` is not drawn)
     ax=None,      # Matplotlib axes to draw on, the first for the sparsity, then for losses and for metrics, fewer if some are not wanted; None: new ones, for what there is
     begin:tuple=None, # As for `plot_history`
     **kwargs      # Passed to `ax.plot` for the target
 ):                # The axes, as an array
     "Draw a run on one x-axis: sparsity, below it training and validation loss, below that the metrics, and where epochs end"
-    metrics = [c for c in table.columns if c not in ('step', 'train_loss', 'valid_loss') and table[c].notna().any()]
+    metrics = [c for c in table.columns if c not in ('train_loss', 'valid_loss') and table[c].notna().any()]
     draw = [lambda ax: plot_history(history, ax, begin, **kwargs)]
     if len(losses): draw.append(lambda ax: _plot_losses(ax, losses, table))
     if metrics:     draw.append(lambda ax: _plot_columns(ax, table, metrics))
     axs = _new(len(draw), (7, 1.5 + 2*len(draw)), sharex=True) if ax is None else np.atleast_1d(ax).ravel()
     for f,ax in zip(draw, axs): f(ax)
     for ax in axs[1:]:
-        _mark_epochs(_axes(ax), table.step)
+        _mark_epochs(_axes(ax), table.index)
         _legend(ax)
     for ax in axs[:-1]: ax.set_xlabel('')
     axs[-1].set_xlabel('step')
@@ -101,11 +101,11 @@ def plot_run(
 
 def _plot_losses(ax, losses, table):
     ax.plot(*zip(*losses), label='training')
-    if 'valid_loss' in table and table.valid_loss.notna().any(): ax.plot(table.step, table.valid_loss, 'o-', ms=4, label='validation')
+    if 'valid_loss' in table and table.valid_loss.notna().any(): ax.plot(table.index, table.valid_loss, 'o-', ms=4, label='validation')
     ax.set_ylabel('loss')
 
 def _plot_columns(ax, table, names):
-    for n in names: ax.plot(table.step, table[n], 'o-', ms=4, label=n)
+    for n in names: ax.plot(table.index, table[n], 'o-', ms=4, label=n)
     ax.set_ylabel(names[0] if len(names) == 1 else 'metrics')
 
 def plot_runs(

@@ -49,6 +49,7 @@ def sidebar():
 def name_of(o):
     "What a default or a type is called in a signature"
     if isinstance(o, str): return repr(o)
+    if isinstance(o, type) and o.__module__.startswith('torch.nn.'): return f'nn.{o.__name__}' # as people write it
     same = [n for n in fasterai_sched.__all__ if type(getattr(fasterai_sched, n)) is type(o) and getattr(fasterai_sched, n) == o]
     return same[0] if same and not isinstance(o, type) else getattr(o, '__name__', repr(o))
 
@@ -73,6 +74,11 @@ def details(sym):
 def is_called(sym):
     "Whether it has a signature of its own to show: classes that only hold functions, or inherit theirs, have not"
     return not isinstance(sym, type) or dataclasses.is_dataclass(sym) or '__init__' in vars(sym)
+
+def is_property(sym):
+    "show_doc gives a property's function: whether it is one, by what its class has under its name"
+    owner,_,name = getattr(sym, '__qualname__', '').rpartition('.')
+    return isinstance(sym, property) or isinstance(getattr(getattr(inspect.getmodule(sym), owner, None), name, None), property)
 
 class ApiRenderer(MarkdownRenderer):
     "A heading that can be linked to, the source, the signature, and the docments as a table: as comments they would be too wide to read"
@@ -112,7 +118,7 @@ class ApiRenderer(MarkdownRenderer):
         return '\n'.join(['| | |', '|---|---|', *(f'| {a} | {b} |' for a,b in rows)])
 
     def _repr_markdown_(self):
-        kind = '*property*' if isinstance(self.sym, property) else self.signature() if is_called(self.sym) else ''
+        kind = '*property*' if is_property(self.sym) else self.signature() if is_called(self.sym) else ''
         nm = self.nm.replace('__', r'\_\_') # else bold
         parts = [f"{'#'*self.title_level} {nm} {{ #{nm} }}", f'[source]({self.source()}){{ .source }}', kind, self.doc(), self.table()]
         return '\n\n'.join(filter(None, parts))

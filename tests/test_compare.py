@@ -1,17 +1,18 @@
 """Schedules compared: equal beginnings, equal budget, and a table that is counted."""
 from functools import partial
 import random
+import weakref
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fastai.learner import CancelFitException, Recorder
+from fastai.learner import CancelEpochException, CancelFitException, Recorder
 from helpers import Spy, tiny_dls, tiny_learner, tiny_model
 from torch import nn
 
-from fasterai_sched import agp, compare_schedules, iterative, one_shot
+from fasterai_sched import SparsifyCallback, agp, compare_schedules, iterative, one_shot
 
 made = []
 def make():
@@ -97,7 +98,8 @@ def test_silent_a_bar_or_all_of_it(capsys):
     (dict(n_seeds=0), 'n_seeds=0 must be a whole number'), (dict(n_seeds=None), 'n_seeds=0 must be'), (dict(schedules=[]), r'schedules=\[\]: there is none'), (dict(metric='f1'), "metric='f1' is not one of the learner's: choose from \\['accuracy'"),
     (dict(schedules={'dense':agp}), "'dense' is the name"), (dict(schedules=['agg']), "schedule='agg' is not a schedule"), (dict(sparsity=.5), 'sparsity=0.5'),
     (dict(end_epoch=9), 'one_shot: end_epoch=9'), (dict(granularity='nope'), "granularity='nope'"), (dict(layer_type=nn.LSTM), 'layer_type=LSTM: there is none'), (dict(n_epoch=0), 'n_epoch=0'),
-    (dict(schedule=agp), 'is given by schedules='), (dict(end_sparsity=9), 'end_sparsity=9 is given by sparsity='), (dict(schedules={'mine':None}), 'schedule=None is not a schedule')])
+    (dict(schedule=agp), "schedule= can't be given here"), (dict(end_sparsity=9), "end_sparsity= can't be given here.*give sparsity="), (dict(schedules={'mine':None}), 'schedule=None is not a schedule'), (dict(model=nn.ReLU()), 'model= .*give layers='), (dict(data=iter([])), 'data= is an iterator'),
+    (dict(draw=True, ax=3), 'ax= must be two axes')])
 def test_what_cannot_be_done_is_said_before_any_training(kwargs, message):
     def fit(*_): raise AssertionError('trained')
     with pytest.raises(ValueError, match=message): compare(**{'fit':fit, **kwargs})
@@ -126,3 +128,56 @@ def test_runs_that_end_early_count_as_far_as_they_came():
     with pytest.warns(UserWarning, match='ended before its schedule'): df = compare_schedules(stop(3), ['lin'], **kwargs)
     assert df.sparsity['lin'] == 100*(int(.75*.5*108) + int(.75*.5*324))/432
     with pytest.raises(RuntimeError, match='The fit with no schedule ended before its first epoch'): compare_schedules(stop(0), ['lin'], **kwargs)
+
+def named(name):
+    def f(x, y): return (x.argmax(1) == y).float().mean()
+    f.__name__ = name
+    return f
+
+def few(make_learn, schedules=('agp',), **kwargs): return compare_schedules(make_learn, list(schedules), 2, 50, **{'n_seeds':1, 'draw':False, 'progress':False, **kwargs})
+
+@pytest.mark.parametrize('name', ['schedule', 'seed', 'epoch', 'sparsity', 'deviation', 'recovery'])
+def test_a_metric_by_a_name_of_the_tables_own_is_refused_and_not_chosen(name):
+    with pytest.raises(ValueError, match=f"metric='{name}' is what this table calls"): few(lambda: tiny_learner(metrics=named(name)), metric=name)
+    df = few(lambda: tiny_learner(metrics=named(name)))
+    assert df.columns[0] == 'valid_loss' and df.sparsity.tolist() == [0, 50]
+
+@pytest.mark.parametrize('set_up,column', [
+    (dict(train_metrics=True), 'valid_accuracy'), (dict(valid_metrics=False), 'train_loss'), (dict(train_metrics=True, valid_metrics=False), 'accuracy')])
+def test_metrics_are_called_as_in_fastais_table(set_up, column):
+    def make():
+        learn = tiny_learner()
+        for k,v in set_up.items(): setattr(learn.recorder, k, v)
+        return learn
+    assert few(make).columns[0] == column
+
+def test_without_validation_the_training_loss_is_compared():
+    assert few(lambda: tiny_learner(dls=tiny_dls(n_valid=0))).columns[0] == 'train_loss'
+
+def test_a_learner_with_a_callback_of_its_own_is_refused():
+    with pytest.raises(ValueError, match='gives a Learner with a SparsifyCallback'): few(lambda: tiny_learner(cbs=SparsifyCallback(50)))
+
+def test_sparsity_is_that_of_the_schedules_own_callback():
+    other = lambda learn, n, cbs: learn.fit(n, cbs=[SparsifyCallback(90, layer_type=nn.Linear, verbose=False), *cbs])
+    runs = pd.DataFrame(few(tiny_learner, fit=other).attrs['runs'])
+    assert runs.sparsity.tolist()[-1] == 50 and runs.sparsity.tolist()[:2] == [0, 0]
+
+def test_a_fit_that_ends_amid_an_epoch_has_no_steps_left_and_a_cancelled_epoch_no_row():
+    def stop(l):
+        if l.training and l.epoch == 1 and l.iter == 3: raise CancelFitException
+    assert few(lambda: tiny_learner(cbs=Spy('before_batch', stop)), ['lin']).recovery['lin'] == 0
+    def skip(l):
+        if l.epoch == 0: raise CancelEpochException
+    assert [r['epoch'] for r in few(lambda: tiny_learner(cbs=Spy('before_epoch', skip))).attrs['runs']] == [2, 2]
+
+def test_a_fit_that_leaves_the_callbacks_out_is_told():
+    with pytest.raises(RuntimeError, match='fit= must give the callbacks'): few(tiny_learner, fit=lambda learn, n, cbs: learn.fit(n))
+
+def test_models_are_let_go():
+    alive,models = [],weakref.WeakSet()
+    def make():
+        alive.append(len(models))
+        models.add((learn := tiny_learner()).model)
+        return learn
+    few(make, ['agp', 'lin', 'cos'], n_seeds=2)
+    assert max(alive) <= 2

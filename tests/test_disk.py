@@ -116,7 +116,8 @@ def test_what_is_no_ordinary_tensor_is_refused_by_name_and_not_counted(value, me
     assert not list(tmp_path.iterdir()) and n_bytes({'odd':value}) == (0, 0)
 
 def test_names_that_clash_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"'w\|mask' is the name of a tensor"): save_sparse({'w':torch.zeros(100), 'w|mask':torch.ones(1)}, tmp_path/'t')
+    for name in ('w|mask', 'w|negative', '__metadata__'):
+        with pytest.raises(ValueError, match='has a name that the file needs for itself'): save_sparse({'w':torch.randn(4), name:torch.ones(1)}, tmp_path/'t')
 
 def test_a_file_that_is_there_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
     import safetensors.torch
@@ -138,10 +139,13 @@ def test_other_files_are_refused(tmp_path):
 
 @pytest.mark.parametrize('about,tensors', [
     ({'w':dict(dtype='float32', shape=[3])}, {}), ({'w':dict(dtype='load', shape=[2])}, {}), ({'v':dict(dtype='float32', shape=[2])}, {}), ('nope', {}), ({'w':dict(dtype='float32', shape=[2], same='z')}, {}),
+    ({'w':dict(dtype='float32', shape=[-1])}, {}), ({'w':dict(dtype='float32', shape=2)}, {}), ({'w':dict(dtype='int32', shape=[2])}, {}), ({'w':dict(dtype='float64', shape=[1])}, {}), ({}, {}),
+    ({'w':dict(dtype='float32', shape=[2])}, {'w|negative':torch.zeros(1, dtype=torch.uint8)}), ({'w':dict(dtype='float32', shape=[2]), 'v':dict(dtype='float32', shape=[1], same='w')}, {}),
+    ({'w':dict(dtype='float32', shape=[100_000_000])}, {'w|mask':torch.zeros(1, dtype=torch.uint8)}), ({'w':dict(dtype='float32', shape=[4])}, {'w|mask':torch.full((1,), 0b11000001, dtype=torch.uint8)}),
     ({'w':dict(dtype='float32', shape=[20])}, {'w|mask':torch.zeros(1, dtype=torch.uint8)}), ({'w':dict(dtype='float32', shape=[8])}, {'w|mask':torch.full((1,), 255, dtype=torch.uint8)})])
 def test_a_damaged_file_is_refused(about, tensors, tmp_path):
     from safetensors.torch import save_file
-    save_file({'w':torch.ones(2), **tensors}, tmp_path/'t', {'format':'pt', 'sparse':FORMAT, 'tensors':about if isinstance(about, str) else json.dumps(about)})
+    save_file({'w':torch.ones(2), **tensors}, tmp_path/'t', {'format':'pt', 'sparse':FORMAT, 'tensors':about if isinstance(about, str) else json.dumps(about), 'versions':'{}'})
     with pytest.raises(ValueError, match='is damaged: its parts'): load_sparse(tmp_path/'t')
 
 def test_a_file_cut_short_is_refused(tmp_path):
@@ -151,6 +155,38 @@ def test_a_file_cut_short_is_refused(tmp_path):
 
 def test_a_folder_that_is_not_there_is_named_before_anything_is_done(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no folder '.*nowhere'"): save_sparse(net(), tmp_path/'nowhere'/'m')
+
+def test_conjugates_and_negatives_are_not_taken_for_what_they_are_views_of(tmp_path):
+    c = torch.randn(50, dtype=torch.complex64)
+    state = {'a':c, 'b':c.conj(), 'c':c.imag, 'd':c.conj().imag}
+    save_sparse(state, tmp_path/'t')
+    assert all(torch.equal(load_sparse(tmp_path/'t')[k], v) for k,v in state.items()) and n_bytes(state)[0] == 1200
+
+def test_modules_that_ask_for_their_version_get_it(tmp_path):
+    from torchvision.models import mnasnet0_5
+    save_sparse(m := mnasnet0_5(), tmp_path/'m')
+    assert same(load_sparse(tmp_path/'m', mnasnet0_5()).state_dict(), m.state_dict())
+
+def test_a_device_by_default_does_not_matter(tmp_path):
+    save_sparse(net(), tmp_path/'m')
+    with torch.device('meta'): state = load_sparse(tmp_path/'m')
+    assert same(state, net().state_dict())
+
+def test_a_model_on_meta_is_refused_and_a_lazy_one_is_filled(tmp_path):
+    save_sparse(nn.Linear(3, 4), tmp_path/'m')
+    with pytest.raises(RuntimeError, match="'weight' of the model is on the meta device"): load_sparse(tmp_path/'m', nn.Linear(3, 4, device='meta'))
+    assert load_sparse(tmp_path/'m', nn.LazyLinear(4)).weight.shape == (4, 3)
+
+def test_many_may_save_to_one_path_at_once(tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+    with ThreadPoolExecutor(4) as ex: list(ex.map(lambda i: save_sparse(net(), tmp_path/'m'), range(24)))
+    assert same(load_sparse(tmp_path/'m'), net().state_dict()) and [p.name for p in tmp_path.iterdir()] == ['m']
+
+def test_a_link_stays_a_link_and_a_file_keeps_its_mode(tmp_path):
+    (tmp_path/'real').touch(0o640)
+    (tmp_path/'link').symlink_to(tmp_path/'real')
+    save_sparse(net(), tmp_path/'link')
+    assert (tmp_path/'link').is_symlink() and (tmp_path/'real').stat().st_mode & 0o777 == 0o640 and same(load_sparse(tmp_path/'real'), net().state_dict())
 
 def test_home_is_home(tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))

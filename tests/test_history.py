@@ -29,6 +29,11 @@ def test_a_run_is_drawn_with_the_losses_and_metrics_of_fastais_table():
     assert metric.get_ylabel() == 'accuracy' and np.allclose(metric.lines[0].get_ydata(), [v[2] for v in rec.values])
     assert [l.get_label() for l in metric.lines if l.get_label()[0] != '_'] == ['accuracy'] # and not our own column
 
+def test_metrics_may_be_called_anything():
+    def step(x, y): return (x.argmax(1) == y).float().mean()
+    cb,_ = fit(2, tiny_learner(metrics=step))
+    assert [ax.get_ylabel() for ax in cb.plot()] == ['sparsity (%)', 'loss', 'step']
+
 def test_it_is_of_the_last_fit():
     cb,learn = fit(2)
     learn.fit(3, cbs=cb)

@@ -77,7 +77,7 @@ def test_runs_show_the_metric_asked_on_the_axes_given():
     assert plot_runs(runs, 'valid_loss', axs) is axs
     assert axs[1].get_ylabel() == 'valid_loss' and [xy(l)[1] for l in axs[1].lines] == [[3, 2, 1], [4, 3, 2]]
 
-def table(**columns): return pd.DataFrame(dict(step=[5, 10], **columns))
+def table(**columns): return pd.DataFrame(columns, index=[5, 10])
 losses = [(i, 3 - .2*i) for i in range(1, 11)]
 
 def test_a_run_shows_sparsity_losses_and_metrics_on_one_x_axis():

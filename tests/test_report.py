@@ -83,6 +83,10 @@ def test_names_limit_the_rows():
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 def test_both_kinds_of_zero_count(dtype): assert n_zeros(torch.tensor([0., -0., 1e-7, float('nan'), -1.], dtype=dtype)) == 2
 
+def test_zeros_of_negative_views_and_subclasses_are_counted():
+    class Mine(torch.Tensor): pass
+    assert n_zeros(torch.complex(torch.eye(2), torch.eye(2)).conj().imag) == 2 and n_zeros(torch.eye(2).as_subclass(Mine)) == 2
+
 def test_zeros_of_views_and_of_parameters_are_counted():
     w = nn.Parameter(torch.eye(4))
     assert n_zeros(w) == 12 and n_zeros(w[:, ::2]) == 6 and n_zeros(torch.zeros(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)) == 96

@@ -109,6 +109,16 @@ def test_every_name_has_its_place(site):
     missing = [n for n in fasterai_sched.__all__ if n not in there]
     assert not missing, f'no page of nbs/2x_api.*.ipynb shows {missing}: add show_doc cells'
 
+def test_what_the_readme_calls_is_on_an_api_page(site):
+    readme = (NBS.parent/'README.md').read_text(encoding='utf-8')
+    called = {f'{cls}.{m}' for obj,cls in dict(sp_cb='SparsifyCallback', sparsifier='Sparsifier').items() for m in re.findall(rf'\b(?<!\.){obj}\.(\w+)', readme)} - {'SparsifyCallback.sparsifier'}
+    there = {e['id'] for p,n in PAGES.items() if '_api.' in p.name for e in site[0][n].article.find_all(id=True)}
+    assert len(called) > 8 and called <= there, called - there
+
+def test_properties_are_not_shown_as_calls(site):
+    at = site[0]['api.callback.html'].find(id='SparsifyCallback.history')
+    assert at.find_next('em').get_text() == 'property' and 'history()' not in at.find_parent('article').get_text().replace('\n', '')
+
 def test_every_parameter_is_told(site):
     table = site[0]['api.callback.html'].find(id='SparsifyCallback').find_next('table')
     rows = [td.get_text() for td in table.select('td:first-child')]
