@@ -49,6 +49,7 @@ def sidebar():
 def name_of(o):
     "What a default or a type is called in a signature"
     if isinstance(o, str): return repr(o)
+    if isinstance(o, tuple): return f"({', '.join(map(name_of, o))})"
     if isinstance(o, type) and o.__module__.startswith('torch.nn.'): return f'nn.{o.__name__}' # as people write it
     same = [n for n in fasterai_sched.__all__ if type(getattr(fasterai_sched, n)) is type(o) and getattr(fasterai_sched, n) == o]
     return same[0] if same and not isinstance(o, type) else getattr(o, '__name__', repr(o))
@@ -147,7 +148,7 @@ def gfm(text):
     "What GitHub and Jupyter take and Python-Markdown does not: a list or a table right after a paragraph, a list in a list two spaces in"
     res,fence = [],None
     for line in text.split('\n'):
-        mark = re.match(r'\s*(`{3,}|~{3,})', line)
+        mark = re.match(r'\s*(`{3,}(?=[^`]*$)|~{3,})', line)
         if mark and fence is None: fence = mark[1]
         elif mark and mark[1].startswith(fence): fence = None
         elif fence is None:
@@ -292,7 +293,10 @@ def config(docs, at, out):
     return cfg
 
 def build(out):
-    "The whole site, in `out`"
+    "The whole site, in `out`: a folder that is empty, or has one already"
+    out = Path(out)
+    if out.exists() and any(out.iterdir()) and not (out/'search'/'search_index.json').exists(): # MkDocs empties it first
+        raise SystemExit(f'{out} holds something else than a site, and would be emptied: choose another folder')
     with TemporaryDirectory() as work:
         docs,at = write_docs(Path(work).resolve())
         mkdocs_build(config(docs, at, Path(out).resolve()))

@@ -12,8 +12,10 @@ from pathlib import Path
 import nbformat
 from nbconvert.preprocessors import ExecutePreprocessor
 
+ADDRESS = r'(?:<|&lt;|\\<)function (\S+) at 0x[0-9a-f]+(?:>|&gt;)' # of a function that is somebody's default
+
 def strip(nb):
-    "Without times, warnings, progress bars and the execution's own metadata; printed lines in one piece"
+    "Without times, addresses, warnings, progress bars and the execution's own metadata; printed lines in one piece"
     for i,cell in enumerate(nb.cells):
         cell.id = f'cell-{i:02d}'
         cell.metadata = {}
@@ -24,7 +26,7 @@ def strip(nb):
             if o.get('name') == 'stderr' or '<style>' in html or '<progress' in html: continue
             if 'execution_count' in o: o.execution_count = None
             for mime,text in o.get('data', {}).items():
-                if mime.startswith('text/'): o.data[mime] = re.sub(r'(<td>|\| )\d\d:\d\d(?=</td>| \|)', r'\1', text)
+                if mime.startswith('text/'): o.data[mime] = re.sub(ADDRESS, r'\1', re.sub(r'(<td>|\| )\d\d:\d\d(?=</td>| \|)', r'\1', text))
             if o.output_type == 'stream' and outputs and outputs[-1].output_type == 'stream': outputs[-1].text += o.text
             else: outputs.append(o)
         cell.outputs = outputs

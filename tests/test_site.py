@@ -115,6 +115,14 @@ def test_what_the_readme_calls_is_on_an_api_page(site):
     there = {e['id'] for p,n in PAGES.items() if '_api.' in p.name for e in site[0][n].article.find_all(id=True)}
     assert len(called) > 8 and called <= there, called - there
 
+def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path):
+    (tmp_path/'thesis.txt').write_text('mine')
+    with pytest.raises(SystemExit, match='holds something else'): build_site.build(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ['thesis.txt']
+
+def test_no_address_in_memory_is_shown(site):
+    for name,soup in site[0].items(): assert not re.search(r'0x[0-9a-f]{8}', soup.get_text()), name
+
 def test_properties_are_not_shown_as_calls(site):
     at = site[0]['api.callback.html'].find(id='SparsifyCallback.history')
     assert at.find_next('em').get_text() == 'property' and 'history()' not in at.find_parent('article').get_text().replace('\n', '')
