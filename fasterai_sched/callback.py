@@ -11,14 +11,14 @@ from fastai.callback.core import Callback, event
 from fastai.callback.fp16 import MixedPrecision, ModelToHalf, NonNativeMixedPrecision
 from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.imports import noop # the one `no_logging` sets, and not fastcore's
-from fastai.learner import Learner
+from fastai.learner import Learner, SkipToEpoch
 from fastai.torch_core import get_model, num_distrib, rank_distrib
 from fastcore.imports import in_notebook
 
 from .column import Column
 from .criteria import large_final
 from .history import History
-from .layers import find, fitting
+from .layers import find, fitting, loose_zeros
 from .optim import find_masters, keeps_zeros, shares_memory, slow_weights, state_of
 from .options import Options, check_round_to, check_whole
 from .plan import Plan, make_plan
@@ -117,7 +117,7 @@ class SparsifyCallback(Callback):
         start_sparsity:float=0,   # In percent: in force until the schedule starts
         end_sparsity=None,        # The older word for `sparsity`
         start_epoch:int=None,     # First epoch that prunes, instead of the schedule's own start
-        end_epoch:int=None,       # The target is reached on the last batch before this epoch, instead of the schedule's own end
+        end_epoch:int=None,       # The first epoch at the target, which is reached on the last batch before it, instead of the schedule's own end: 6 moves the masks up to the end of epoch 5
         sched_func=None,          # The older word for `schedule`
         layers=None,              # Which of the layers: names, globs ('layer4.*'), compiled regular expressions, types, functions of (name, layer); one or a list
         exclude=None,             # Which of them not, by the same rules
@@ -256,7 +256,7 @@ class SparsifyCallback(Callback):
         o = self.options
         sp = Sparsifier(model, o.granularity, o.context, o.criteria, o.nm or False, o.layer_type, self.data, layers=o.layers, exclude=o.exclude, keep_zeros=o.keep_zeros,
                         max_sparsity=o.max_sparsity, recalibrate=o.recalibrate)
-        sp.whole = whole
+        sp.whole,sp.in_percent = whole,True
         return sp
 
     def _check_head(self):
@@ -290,10 +290,27 @@ class SparsifyCallback(Callback):
         self._record = History(self.epoch*n, self.n_epoch*n, self._asked_percent(self.target.due(self.epoch/self.n_epoch)), self.sparsifier.layers,
                                getattr(getattr(self.learn, 'recorder', None), 'losses', ()))
         if self.save_tickets: self._ticket_path.parent.mkdir(parents=True, exist_ok=True) # now, and not after all the training
-        if self.epoch: self.sparsifier.resume(self.target.due(self.epoch/self.n_epoch), self.round_to, self.target.fallen(self.epoch*n, self.n_epoch*n))
+        if self.epoch: self._resume(self.target.due(self.epoch/self.n_epoch), self.target.fallen(self.epoch*n, self.n_epoch*n))
+        if not any(cb._announced for cb in self._peers): self._warn_of_loose()
         if self.sparsity is None: self._print(f'Keeping the zeros of {self.options.said}: a sparsity of {brackets(self.sparsifier.sparsity)}%')
         else: self._print(f'Pruning of {self.options.said} until a sparsity of {brackets(self.target.sparsity)}%')
         self._announced = True
+
+    def _resume(self, due, fallen):
+        "Go on in the midst of a schedule: the fit began with a later epoch, or the layers have thawed"
+        skipped = any(isinstance(cb, SkipToEpoch) for cb in self.learn.cbs) and not self.learn.train_iter
+        if skipped and not self.sparsifier.sparsity and self.sparsifier.grows(due):
+            warnings.warn(f"The fit starts at epoch {self.epoch}, where the schedule is at {brackets(due)}%, and nothing is zero: was a checkpoint to be loaded? The first batch prunes it all")
+        self.sparsifier.resume(due, self.round_to, fallen)
+
+    def _warn_of_loose(self):
+        "Zeros of other layers, of an earlier fit for instance, train again"
+        loose = loose_zeros(self._whole, [l.weight for cb in self._peers for l in cb.sparsifier.layers])
+        if not loose: return
+        types = {t:f"{'nn.' if t.__module__.startswith('torch.nn.') else ''}{t.__name__}" for t in (type(f.module) for f,_ in loose)}
+        kind = next(iter(types.values())) if len(types) == 1 else f"({', '.join(types.values())})"
+        warnings.warn(f"Zeros train again in layers that are not selected: {', '.join(f'{f.name} ({z:,} of {f.weight.numel():,})' for f,z in loose)}. "
+                      f"To keep them, select these layers too, or add SparsifyCallback(keep_zeros=True, layer_type={kind}, layers={[f.name for f,_ in loose]})")
 
     def _check_round_to(self):
         "It must leave something to prune"
@@ -557,6 +574,9 @@ class SparsifyCallback(Callback):
     def _log_row(self, step, kind, measured, row=None):
         self._record.add(step, self.epoch, kind, self._asked_percent(self._in_force), measured, self.sparsifier.layers, row)
 
+    def _check_drawable(self):
+        if self.sparsifier is None: raise RuntimeError("There is nothing to draw yet: no fit with this callback has begun")
+
     @property
     def history(self):
         "The last fit as a DataFrame: step, epoch, kind ('masks' moved, or the end of an 'epoch'), target and measured, both in percent"
@@ -566,14 +586,15 @@ class SparsifyCallback(Callback):
         ax=None, # Matplotlib axes to draw on: one, for the sparsity alone, or several; new ones if None
         **kwargs # Passed to `ax.plot` for the target
     ):           # The axes, as an array; the one that was given
-        "Draw the last fit on one x-axis: the target and what was measured, training and validation loss, the metrics, and where epochs end"
+        "Draw the last fit on one x-axis: the target and what was measured, training and validation loss, the metrics, and where epochs end. Raises RuntimeError before there was a fit"
+        self._check_drawable()
         return self._record.plot(ax, **kwargs)
 
     def plot_layers(self,
         ax=None, # Matplotlib axes to draw on; new ones if None
         **kwargs # Passed to `ax.pcolormesh`
     ):           # The axes
-        "Draw how sparse each layer was over the last fit, as a heat map"
+        "Draw how sparse each layer was over the last fit, as a heat map; raises RuntimeError before there was a fit"
         return self._record.plot_layers(ax, **kwargs)
 
     def plot_weights(self,
@@ -582,7 +603,7 @@ class SparsifyCallback(Callback):
         **kwargs        # Passed to `plots.plot_weights`
     ):                  # The axes
         "Draw the weights of `rewind_epoch` and those of now as distributions; raises RuntimeError before there was a fit, ValueError for a layer that was not selected"
-        if self.sparsifier is None: raise RuntimeError("There is nothing to draw yet: no fit with this callback has begun")
+        self._check_drawable()
         layers = [l for l in self.sparsifier.layers if layer in (None, l.name)]
         if not layers: raise ValueError(f"layer={layer!r} was not selected; these were: {[l.name for l in self.sparsifier.layers]}")
         before = None if self._snapshot is None else [self._snapshot.of(l.weight) for l in layers]

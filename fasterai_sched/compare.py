@@ -14,7 +14,7 @@ from .callback import SparsifyCallback
 from .options import check_whole
 from .plots import plot_runs
 from .report import sparsity_report
-from .schedules import agp, as_schedule, by_name, iterative, one_shot
+from .schedules import agp, by_name, iterative, one_shot
 
 __all__ = ['compare_schedules']
 
@@ -71,11 +71,11 @@ def _run(learn, cb, fit, n_epoch, metric, layer_type, verbose):
     "Train once: a row an epoch, the final sparsity, and the steps after the masks moved last"
     with nullcontext() if verbose else learn.no_bar(), nullcontext() if verbose else learn.no_logging(): fit(learn, n_epoch, [] if cb is None else [cb])
     rec = learn.recorder
-    shown = [(i, dict(zip(rec.metric_names[1:], v))) for i,v in enumerate(rec.values, 1)]
+    shown = [(i, dict(zip(rec.metric_names[1:], v))) for i,v in enumerate(rec.values)]
     if not any(metric in r for _,r in shown): raise RuntimeError(f"The fit with {'no schedule' if cb is None else cb.schedule.__name__} ended before its first epoch did")
     if cb is not None and cb.sparsifier is None: raise RuntimeError("fit= must give the callbacks that it gets, its third argument, to the learner's fit")
     history = None if cb is None else cb.history
-    measured = {} if cb is None else {e + 1:m for e,m in history.query('kind == "epoch"')[['epoch', 'measured']].values}
+    measured = {} if cb is None else {e:m for e,m in history.query('kind == "epoch"')[['epoch', 'measured']].values}
     rows = [dict(epoch=i, sparsity=measured.get(i, 0.), **{metric:float(r[metric])}) for i,r in shown if metric in r] # a cancelled epoch has none
     if cb is None: return rows,sparsity_report(learn.model, layer_type, whole=False).sparsity,None
     moves = history.query('kind == "masks"').step
@@ -96,14 +96,15 @@ def compare_schedules(
     progress:bool=True, # Show a bar of the runs, if they are not `verbose`
     verbose:bool=False, # Let each run show its table and print
     **kwargs           # Passed to `SparsifyCallback`: granularity, context, end_epoch ...
-):                     # A DataFrame, a row a schedule: mean and deviation of the metric of the last epoch, sparsity as counted, steps left to recover after the masks moved last. `.attrs['runs']` has a row an epoch
-    "Which schedule is best for this network? Train it with each, at equal budget and from equal beginnings. Raises ValueError before any training for whatever can't be done as asked"
+):                     # A DataFrame, a row a schedule: mean and deviation of the metric of the last epoch, sparsity as counted, steps left to recover after the masks moved last. `.attrs['runs']` is a list of dicts, one an epoch of each run, counted from 0: `pd.DataFrame` takes it
+    """Which schedule is best for this network? Train it with each, at equal budget and from equal beginnings. Means that are apart by less than their deviations tell nothing: take more seeds.
+    Raises ValueError before any training for whatever can't be done as asked"""
     import pandas as pd
     from fastprogress.fastprogress import progress_bar
     if not callable(make_learn) or hasattr(make_learn, 'fit'): raise ValueError(f"make_learn={make_learn!r} must be a function that makes a Learner: one that is trained can't begin anew")
     check_whole('n_seeds', 0 if n_seeds is None else n_seeds, 1)
     if isinstance(schedules, str) or callable(schedules): schedules = [schedules]
-    named = {n:as_schedule(s) for n,s in schedules.items()} if isinstance(schedules, dict) else by_name(schedules)
+    named = by_name(schedules)
     if not named: raise ValueError(f"schedules={schedules!r}: there is none to compare")
     if dense and 'dense' in named: raise ValueError("'dense' is the name of the network that is not pruned: give this schedule another, or dense=False")
     for k,by in dict(schedule='schedules', sched_func='schedules', end_sparsity='sparsity', model='layers').items():

@@ -8,9 +8,9 @@ import re
 from torch import nn
 
 from .granularity import Granularities
-from .report import type_name, weight_types, weights_of
+from .report import n_zeros, type_name, weight_types, weights_of
 
-__all__ = ['Found', 'check_rules', 'by_rule', 'value_of_each', 'find', 'fitting', 'select']
+__all__ = ['Found', 'check_rules', 'by_rule', 'value_of_each', 'find', 'loose_zeros', 'fitting', 'select']
 
 class Found:
     "A weight that rules found, in its layer"
@@ -60,6 +60,20 @@ def find(
     any_of = lambda rules, f: any(_matches(r, f) for r in _as_list(rules))
     return [f for f in every if (layers is None or any_of(layers, f)) and not any_of(exclude, f)]
 
+def loose_zeros(
+    model:nn.Module, # Any model
+    held,            # Its weights whose zeros are held
+    share:float=.05  # Of so small a part of a weight zeros are not looked at: an embedding's padding, say
+) -> list:           # (`Found`, how many of it are 0)
+    "The weights that train, have zeros, and are not held: their zeros train again. A wholly zero one is an initialisation"
+    seen,out = {id(w) for w in held},[]
+    for f in find(model, nn.Module):
+        w = f.module._parameters.get(f.attr) # and not `f.weight`: to look at what is computed is to compute it
+        if w is None or not w.requires_grad or id(w) in seen or isinstance(w, nn.parameter.UninitializedParameter): continue
+        seen.add(id(w))
+        if share*w.numel() < (zeros := n_zeros(w)) < w.numel(): out.append((f, zeros))
+    return out
+
 def by_rule(
     rules,      # The keys of a dict, say
     found,      # What they choose among
@@ -76,9 +90,17 @@ def by_rule(
         if other is not None and weights_of(other): raise ValueError(f"{what} names {r!r}, which is a {type(other).__name__}, and "
             f"layer_type={type_name(layer_type)}; " + ("add its type: layer_type=(nn.Conv2d, nn.Linear), say" if isinstance(other, Granularities.available_modules())
                                                        else "that type is never pruned: leave the name out"))
-        close = (get_close_matches(r, names) if isinstance(r, str) else []) or names
-        raise ValueError(f"{what} names {_said(r)}: there is no such layer; close: {close[:8]}{f' and {len(close) - 8} more' if len(close) > 8 else ''}")
+        raise ValueError(f"{what} names {_said(r)}: there is no such layer; {_close(r, names, model, layer_type)}")
     return out
+
+def _close(rule, names, model, layer_type):
+    "The names like `rule`, of layers that `layer_type` leaves out too, or all there are, for a message"
+    like = lambda names: get_close_matches(rule, names, 3) if isinstance(rule, str) else []
+    others = {} if model is None else {f.name:f for f in find(model, nn.Module) if f.name not in names}
+    left_out = ', '.join(f'{n!r} (a {type(others[n].module).__name__})' for n in like(others))
+    close = like(names) or ([] if left_out else names)
+    shown = [f"close: {close[:8]}{f' and {len(close) - 8} more' if len(close) > 8 else ''}"] if close else []
+    return '; '.join([*shown, *([f'close, and left out by layer_type={type_name(layer_type)}: {left_out}'] if left_out else [])])
 
 def value_of_each(
     values:dict, # {rule: value}

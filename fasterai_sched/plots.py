@@ -53,7 +53,7 @@ def plot_curves(
     ax.set_xlabel('epoch' if n_epoch else 'fraction of training')
     if n_epoch: ax.set_xticks(range(0, n_epoch + 1, max(1, n_epoch//10)))
     _percent_axis(ax)
-    _legend(ax)
+    _legend(ax, **(dict(loc='center left', bbox_to_anchor=(1, .5)) if len(ax.lines) > 5 else {})) # beside so many, and not on them
     return ax
 
 def _mark_epochs(ax, steps):

@@ -26,9 +26,9 @@ def percent(part, whole):
 class Row:
     "One layer's count"
     name:str          # As in `model.named_modules()`
-    index:int         # Its place in `model.modules()`, the seed's `Layer N`
+    index:int         # Its place in `model.modules()`: the N of `Layer N`
     type:str          # Class name
-    params:int        # Weights
+    params:int        # Weights, without biases
     zeros:int         # Weights that are exactly 0
     frozen:bool=False # Whether the layer does not train; frozen layers are listed and not added up
 
@@ -49,9 +49,9 @@ _line = "{:<20} {:<15} {:<10} {:<10} {}".format
 
 @dataclass(frozen=True)
 class Report:
-    "What is zero in a model: a row a layer, and the sum over those that train"
+    "What is zero in a model: a row a layer, and `Overall`, the sum over those rows that train. What else the model has is not in it, and named under the table in a notebook"
     rows:tuple           # Of `Row`
-    unselected:tuple=()  # Large weights that no row counts: (name, number of weights)
+    unselected:tuple=()  # Large weights that no row counts, each more than 1% of the model's: (name, number of weights)
     notes:tuple=()       # What else there is to know, a sentence each; shown under the table in a notebook
     sizes:tuple=None     # Bytes of the whole model: as it is, and as `save_sparse` would write it; None: not looked at
 
@@ -79,7 +79,7 @@ class Report:
                 for r in self.rows]
         foot = tr('Overall', '', 'all', f'{self.params:,}', f'{self.zeros:,}', f'{self.sparsity:.2f}%', _bar(self.sparsity), tag='th')
         rest = ', '.join(f'{escape(n)} ({p:,})' for n,p in self.unselected)
-        notes = [*([f'Not selected, and dense or not, not counted here: {rest}'] if rest else []), *map(escape, self.notes), *([_on_disk(*self.sizes)] if self.sizes else [])]
+        notes = [*([f'Not counted above, as these are not selected: {rest}'] if rest else []), *map(escape, self.notes), *([_on_disk(*self.sizes)] if self.sizes else [])]
         return f'<table><thead>{head}</thead><tbody>{"".join(body)}</tbody><tfoot>{foot}</tfoot></table>' + ''.join(f'<p>{n}</p>' for n in notes)
 
     def to_df(self):
@@ -108,7 +108,7 @@ def sparsity_report(
     names=None,              # Count only the layers of these names; None: all of that type
     frozen=(),               # Names to list as frozen, outside the sum
     whole=None               # The model whose file is meant, if that is more than `model`; False: don't look at sizes
-) -> Report:                 # Prints as the seed's table; a table with names in a notebook; `.to_df()`
+) -> Report:                 # Prints as a table of text; a table with names and bars in a notebook; `.to_df()`
     "Count the zeros in the layers of a model. A weight that two layers share is counted once, one that is computed (spectral_norm) not at all; raises ValueError if there is no such layer"
     rows,seen = [],set()
     for i,(n,m) in enumerate(model.named_modules()):

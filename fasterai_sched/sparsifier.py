@@ -27,6 +27,7 @@ class Sparsifier:
     unsure = () # names of layers whose batch norm is left alone, because it isn't certain that they alone feed it
     sync = None # how what is heard becomes the same on every process: see `Inputs.reduce`
     whole = None # the model that `model` is a part of, to be run for calibration
+    in_percent = False # whether sparsities are known to be percentages: a schedule passes through 0.8
     patience,_steps_heard = 10,0 # steps in which a layer without gradient is waited for, and those that had any
     def __init__(self,
         model:nn.Module,            # The model; only the values of its selected weights are changed
@@ -220,10 +221,17 @@ class Sparsifier:
         where there are gradients that were not masked yet, else the last by position"""
         self._check_round_to(round_to)
         asked = self._asked(sparsity)
+        self._check_unit(asked)
         self._listen(asked, data)
         moved = [self._bring(b, s, round_to, clean) for b,s in asked]
         self._versions = self._now()
         return any(moved)
+
+    def _check_unit(self, asked):
+        "Warn where the first sparsity is .8, and not 80 or what a schedule passes through"
+        for s in [] if self.in_percent else sorted({float(s) for _,s in asked}):
+            if 0 < s < 1 and round(100*s) == round(100*s, 6): warnings.warn(f"sparsity={s:g} is below 1%; a sparsity is a percentage, 0 to 100: was {100*s:g} meant?")
+        self.in_percent = True
 
     def _listen(self, asked, data):
         "Calibrate, if masks are to grow by what comes into the layers; raises ValueError where they can't for want of batches or gradients"

@@ -21,6 +21,7 @@ from torch import nn
 
 import fasterai_sched as fs
 from fasterai_sched import SparsifyCallback, agp, criterias, iterative, one_shot, sparsity_report
+from fasterai_sched.layers import loose_zeros
 from fasterai_sched.masks import n_pruned
 from fasterai_sched.schedules import schedules
 from fasterai_sched.budgets import contexts
@@ -1050,7 +1051,61 @@ def test_a_fit_that_ends_before_its_schedule_says_so():
         fit([SparsifyCallback(90, schedule=one_shot), Spy('before_epoch', stop)], 8)
 
 def test_a_schedule_that_ends_elsewhere_is_warned_of():
-    with pytest.warns(UserWarning, match=r'ends at \[40\]%, and not at sparsity=80'): SparsifyCallback(80, schedule=lambda s, e, p: 40)
+    with pytest.warns(UserWarning, match=r'ends at \[40\]%, and not at sparsity=80: its function gives `end` at pos=1.*or give sparsity=40,'): SparsifyCallback(80, schedule=lambda s, e, p: 40)
+    with pytest.warns(UserWarning, match=r'ends at \[40, 40\]%, and not at sparsity=\[80, 70\].*meant$'): SparsifyCallback([80, 70], schedule=lambda s, e, p: 40)
+
+def said(f):
+    "What it warns of"
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter('always')
+        f()
+    return [str(w.message) for w in warned if issubclass(w.category, UserWarning)]
+
+def loose(learn, *cbs, n=1): return [m for m in said(lambda: learn.fit(n, cbs=cbs)) if 'Zeros train again' in m]
+
+def sparse_head(percent=50):
+    learn = tiny_learner()
+    fs.Sparsifier(learn.model, layer_type=nn.Linear).sparsify_model(percent)
+    return learn
+
+@pytest.mark.parametrize('options', [dict(keep_zeros=True), dict(sparsity=50), dict(sparsity={'0':50})], ids=str)
+def test_zeros_of_layers_that_are_not_selected_train_again_and_are_named_once(options):
+    learn = sparse_head()
+    assert loose(learn, SparsifyCallback(**options, verbose=False), n=2) == ["Zeros train again in layers that are not selected: 7 (9 of 18). To keep them, select these layers too, or add "
+                                                                         "SparsifyCallback(keep_zeros=True, layer_type=nn.Linear, layers=['7'])"]
+    assert zeros(learn.model, nn.Linear) == [0]
+
+def test_what_it_names_then_keeps_them():
+    learn = sparse_head()
+    message, = loose(learn, SparsifyCallback(50))
+    learn = sparse_head()
+    assert not loose(learn, SparsifyCallback(50), eval(message.split(' or add ')[1], dict(SparsifyCallback=SparsifyCallback, nn=nn))) and zeros(learn.model, nn.Linear) == [9]
+    assert not loose(sparse_head(), SparsifyCallback(keep_zeros=True, layer_type=nn.Module))
+
+def test_zeros_that_do_not_train_or_are_an_initialisation_are_not_named():
+    learn = sparse_head()
+    learn.model[7].requires_grad_(False)
+    assert not loose(learn, SparsifyCallback(50)) and zeros(learn.model, nn.Linear) == [9]
+    assert not loose(sparse_head(100), SparsifyCallback(50)) and not loose(tiny_learner(), SparsifyCallback(50))
+    assert [(f.name, z) for f,z in loose_zeros(nn.ModuleList([nn.Embedding(20, 3, padding_idx=0), nn.Embedding(19, 3, padding_idx=0)]), [])] == [('1', 3)]
+
+def test_a_fit_that_starts_amid_its_schedule_and_finds_no_zeros_says_so():
+    warned = lambda learn, at=2, **words: [m for m in said(lambda: learn.fit(4, cbs=SparsifyCallback(50, **words), start_epoch=at)) if 'was a checkpoint' in m]
+    assert warned(tiny_learner(), 1, schedule=one_shot) == [] # which is at 0 until then
+    assert warned(tiny_learner(), schedule='lin') == ['The fit starts at epoch 2, where the schedule is at [25.0]%, and nothing is zero: was a checkpoint to be loaded? The first batch prunes it all']
+    assert warned(tiny_learner(), schedule='lin', start_epoch=2) == []
+    learn = tiny_learner()
+    fs.Sparsifier(learn.model).sparsify_model(25)
+    assert warned(learn, schedule='lin') == []
+
+def test_layers_that_thaw_amid_a_fit_are_no_resume():
+    learn = tiny_learner()
+    for c in convs(learn.model): c.requires_grad_(False)
+    def thaw(l):
+        if l.epoch == 2:
+            for c in convs(l.model): c.requires_grad_(True)
+    assert not [m for m in said(lambda: learn.fit(4, cbs=[SparsifyCallback(50, schedule='lin'), Spy('before_epoch', thaw)])) if 'was a checkpoint' in m]
+    assert zeros(learn.model) == [54, 162]
 
 def test_keeping_the_zeros_of_a_dense_model_is_warned_of():
     with pytest.warns(UserWarning, match='nothing is zero'): fit(SparsifyCallback(keep_zeros=True))

@@ -31,7 +31,7 @@ def test_a_row_a_schedule_with_means_deviations_and_what_was_counted():
     assert list(df.columns) == ['accuracy', 'deviation', 'sparsity', 'recovery'] and df.index.tolist() == ['dense', 'one_shot', 'agp'] and df.index.name == 'schedule'
     runs = pd.DataFrame(df.attrs['runs'])
     assert list(runs.columns) == ['schedule', 'seed', 'epoch', 'sparsity', 'accuracy'] and len(runs) == 3*2*4
-    last = runs[runs.epoch == 4].groupby('schedule', sort=False).accuracy
+    last = runs[runs.epoch == 3].groupby('schedule', sort=False).accuracy
     assert df.accuracy.equals(last.mean()) and df.deviation.equals(last.std().rename('deviation'))
     assert df.sparsity.tolist() == [0, 50, 50] and np.isnan(df.recovery.dense)
     assert df.recovery['one_shot'] == 16 - 8 and df.recovery['agp'] == 0
@@ -168,7 +168,7 @@ def test_a_fit_that_ends_amid_an_epoch_has_no_steps_left_and_a_cancelled_epoch_n
     assert few(lambda: tiny_learner(cbs=Spy('before_batch', stop)), ['lin']).recovery['lin'] == 0
     def skip(l):
         if l.epoch == 0: raise CancelEpochException
-    assert [r['epoch'] for r in few(lambda: tiny_learner(cbs=Spy('before_epoch', skip))).attrs['runs']] == [2, 2]
+    assert [r['epoch'] for r in few(lambda: tiny_learner(cbs=Spy('before_epoch', skip))).attrs['runs']] == [1, 1]
 
 def test_a_fit_that_leaves_the_callbacks_out_is_told():
     with pytest.raises(RuntimeError, match='fit= must give the callbacks'): few(tiny_learner, fit=lambda learn, n, cbs: learn.fit(n))

@@ -164,6 +164,14 @@ def test_long_lists_of_names_are_cut():
     m = nn.Sequential(*[nn.Linear(2, 2) for _ in range(12)])
     with pytest.raises(ValueError, match=r"there is no such layer; close: \['0', '1', '2', '3', '4', '5', '6', '7'\] and 4 more"): select(m, nn.Linear, layers='xyz')
 
+@pytest.mark.parametrize('rules', [dict(exclude='haed'), dict(layers='haed')])
+def test_a_name_that_is_like_that_of_a_layer_of_another_type_is_told(rules):
+    with pytest.raises(ValueError, match=r"names 'haed': there is no such layer; close, and left out by layer_type=Conv2d: 'head' \(a Linear\)$"): Sparsifier(Net(), **rules)
+    with pytest.raises(ValueError, match=r"close: \['stem'\]; close, and left out by layer_type=Conv2d: 'stema' \(a Linear\)$"):
+        m = Net()
+        m.stema = nn.Linear(2, 2)
+        Sparsifier(m, **dict.fromkeys(rules, 'stemm'))
+
 def test_of_a_layer_that_is_never_pruned_it_does_not_advise_to_add_the_type():
     with pytest.raises(ValueError, match="exclude names '1', which is a BatchNorm2d, and layer_type=Conv2d; that type is never pruned: leave the name out"):
         select(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)), nn.Conv2d, exclude='1')

@@ -47,6 +47,15 @@ def test_more_curves_than_colours_are_told_apart():
     ax = plot_curves({str(i):lambda p: p for i in range(2*len(COLORS))})
     assert len({(l.get_color(), l.get_linestyle()) for l in ax.lines}) == 2*len(COLORS)
 
+def test_the_legend_of_many_curves_is_beside_them():
+    def box(n):
+        ax = plot_curves({str(i):lambda p: p for i in range(n)})
+        ax.figure.canvas.draw()
+        return ax.get_legend().get_window_extent(), ax.get_window_extent()
+    for n in (5, 9):
+        words,lines = box(n)
+        assert (words.x0 >= lines.x1) == (n == 9)
+
 def test_many_epochs_have_few_ticks(): assert curves(n_epoch=100).get_xticks().tolist() == list(range(0, 101, 10))
 
 def test_a_curve_has_a_thousand_points_and_both_ends():

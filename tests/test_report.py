@@ -155,7 +155,7 @@ def test_html_names_large_weights_that_were_not_selected():
     m = nn.Sequential(nn.Conv2d(1, 8, 3), nn.MultiheadAttention(8, 2), nn.GRU(8, 8), nn.BatchNorm2d(8), nn.Linear(1, 1))
     rep = sparsity_report(m)
     assert dict(rep.unselected) == {'1.in_proj_weight':192, '1.out_proj.weight':64, '2.weight_ih_l0':192, '2.weight_hh_l0':192}
-    note = '<p>Not selected, and dense or not, not counted here: 1.in_proj_weight (192), 1.out_proj.weight (64), '
+    note = '<p>Not counted above, as these are not selected: 1.in_proj_weight (192), 1.out_proj.weight (64), '
     assert note in rep._repr_html_()
     assert 'in_proj' not in str(rep)
 

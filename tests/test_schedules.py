@@ -348,6 +348,10 @@ def test_plot_schedules_draws_any_schedule_in_any_window():
 def test_plot_schedules_leaves_the_windows_alone_when_asked():
     assert np.interp([4.9, 5.01], *plot_schedules(one_shot, start_epoch=None).lines[0].get_data()) == pytest.approx([0, 90])
 
+def test_plot_schedules_takes_names_of_ones_own():
+    ax = plot_schedules({'mine':lambda s, e, p: e*p, 'as published':'agp'})
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ['mine', 'as published'] and ax.lines[0].get_ydata()[[0, 500, -1]] == pytest.approx([0, 45, 90])
+
 def test_plot_schedules_starts_where_it_is_told():
     assert plot_schedules(lin, start_sparsity=50, start_epoch=0).lines[0].get_ydata()[[0, 500, -1]] == pytest.approx([50, 70, 90])
 

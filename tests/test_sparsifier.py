@@ -16,6 +16,7 @@ from torch.nn.utils import parametrizations, prune
 
 from fasterai_sched.criteria import Criteria, Normalizer, criterias
 from fasterai_sched.granularity import Granularities
+from fasterai_sched.schedules import agp, lin
 from fasterai_sched.budgets import contexts
 from fasterai_sched.sparsifier import Sparsifier
 
@@ -662,3 +663,20 @@ def test_masks_that_were_given_out_stay_as_they_are():
     before = sp.masks['0']
     for s in (50.1, 60): sp.sparsify_model(s)
     assert int((~before).sum()) == 5000 and int((~sp.masks['0']).sum()) == 6000
+
+# -- a fraction for a percentage ---------------------------------------------------------------------------------------------------
+
+def of_sparsities(*sparsities):
+    "What one Sparsifier warns of, asked for these"
+    s = Sparsifier(nn.Sequential(nn.Linear(40, 50)), layer_type=nn.Linear)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter('always')
+        for x in sparsities: s.sparsify_model(x)
+    return [str(w.message) for w in warned]
+
+def test_a_first_sparsity_that_looks_like_a_fraction_is_warned_of():
+    assert of_sparsities(.8) == ['sparsity=0.8 is below 1%; a sparsity is a percentage, 0 to 100: was 80 meant?']
+    assert len(of_sparsities([.95])) == len(of_sparsities({'0':.5}, .7)) == 1
+
+def test_what_a_schedule_passes_through_is_not():
+    assert not of_sparsities(0, .8) and not of_sparsities(0, *(agp(0, 90, i/1000) for i in range(1, 1001))) and not of_sparsities(lin(0, 90, 1/512)) and not of_sparsities(30, .5) and not of_sparsities(1)
