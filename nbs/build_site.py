@@ -7,6 +7,8 @@ nbconvert and MkDocs, and not mkdocs-jupyter: that puts JupyterLab's styles, and
 """
 
 import argparse, ast, dataclasses, inspect, os, re, shutil, textwrap
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -36,7 +38,27 @@ def pages():
 
 def bare(path):
     "A page's name on the site, without its number, as nbdev has it: schedules for 02_schedules.ipynb"
-    return 'index' if path.name == 'README.md' else re.sub(r'^\d+[a-zA-Z0-9]*_', '', path.stem.lower())
+    if path.name.startswith('README.md'): return path.name.partition('#')[2] or 'index'
+    return re.sub(r'^\d+[a-zA-Z0-9]*_', '', path.stem.lower())
+
+slug   = partial(slugify(case='lower'), sep='-')
+README = ROOT/'README.md'
+APART  = '<!-- on the site a page of its own -->'
+
+def readme_pages():
+    "README in parts, {path: text}: the first page, and the sections that are marked; the first has links in their place"
+    first,*sections = re.split(r'^(?=## )', README.read_text(encoding='utf-8'), flags=re.M)
+    parts,apart = [first],{}
+    for own,some in groupby(sections, lambda s: APART in s):
+        if not own: parts += some; continue
+        links = []
+        for s in some:
+            title,_,text = s.removeprefix('## ').partition('\n')
+            anchor = slug(title)
+            links.append(f'[{title}](#{anchor})')
+            apart[README.with_name(f'README.md#{anchor}')] = f'# {title}\n{text.replace(APART, "")}'
+        parts.append(f'Read on: {" · ".join(links)}\n\n')
+    return {README: ''.join(parts), **apart}
 
 def sidebar():
     "Quarto's sidebar, in the same order"
@@ -196,7 +218,8 @@ def write_docs(work):
         (docs/name).parent.mkdir(parents=True, exist_ok=True)
         (docs/name).write_text(text, encoding='utf-8')
     (docs/'figures').mkdir(parents=True)
-    for p in [ROOT/'README.md', ROOT/'CHANGELOG.md', *(p for ps in pages().values() for p in ps)]:
+    for p,text in readme_pages().items(): put(p, f'{bare(p)}.md', gfm(text))
+    for p in [ROOT/'CHANGELOG.md', *(p for ps in pages().values() for p in ps)]:
         put(p, f'{bare(p)}.md', from_notebook(processed/p.name, docs) if p.suffix == '.ipynb' else gfm(p.read_text(encoding='utf-8')))
     wanted = {(s.parent/t).resolve() for s,n in [*at.items()] for t in linked((docs/n).read_text(encoding='utf-8'))}
     for p in sorted({*(ROOT/'fasterai_sched').glob('*.py'), *(w for w in wanted if w.is_file())} - at.keys()):
@@ -216,6 +239,7 @@ class Pages(BasePlugin):
     "What only a finished page shows: links between files of the repository, backticked names, formulas"
     def __init__(self, docs, at):
         self.at,self.of = at,{n: p for p,n in at.items()}
+        self.headings = {slug(h): p for p,text in readme_pages().items() for h in re.findall(r'^#+ (.*)', text, re.M)} # where those of README are
         api = [at[p] for p in pages()['Reference']]
         text = {n: (docs/n).read_text(encoding='utf-8').replace('\\_', '_') for n in api}
         self.names = {a or b: f'{n}#{a or b}' for n in api for a,b in re.findall(r'\{ #([\w.]+) \}|<a id="([\w.]+)"', text[n])}
@@ -232,8 +256,10 @@ class Pages(BasePlugin):
         if '://' in url or url.startswith('mailto:') or page.file.src_uri not in self.of: return url
         anchor = re.sub(r'^L(\d+).*', r'__codelineno-0-\1', anchor) if anchor not in self.names else anchor
         if anchor not in self.names: anchor = anchor.lower()
-        if not path: return f'#{anchor}'
-        target = self.at.get((self.of[page.file.src_uri].parent/path).resolve())
+        here = self.of[page.file.src_uri]
+        source = (here.parent/path).resolve() if path else README if here.name.startswith('README.md') else here
+        target = self.at.get(self.headings.get(anchor, here if not path else source) if source == README else source)
+        if target == page.file.src_uri: return f'#{anchor}'
         return self.to(page, f'{target}#{anchor}') if target else url
 
     def on_page_content(self, html, page, **kwargs):
@@ -281,7 +307,7 @@ EXTENSIONS = {'attr_list': {}, 'md_in_html': {}, 'sane_lists': {}, 'tables': {},
 
 def config(docs, at, out):
     "MkDocs' configuration. Without theme.font, icons from the package and no analytics nothing comes from the network"
-    nav = [{'Home': 'index.md'}, *({s: [at[p] for p in ps]} for s,ps in pages().items()), {'More': ['changelog.md', 'source.md']}]
+    nav = [{'Home': 'index.md'}, {'In short': [at[p] for p in readme_pages() if p != README]}, *({s: [at[p] for p in ps]} for s,ps in pages().items()), {'More': ['changelog.md', 'source.md']}]
     cfg = MkDocsConfig(config_file_path=str(docs.parent/'mkdocs.yml'))
     unchecked = dict(nav=dict(omitted_files='ignore'), links=dict(not_found='ignore', unrecognized_links='ignore', anchors='ignore'))
     cfg.load_dict(dict(site_name='fasterai_sched', site_description='Sparse training for fastai', docs_dir=str(docs), site_dir=str(out),

@@ -7,11 +7,13 @@
 
 import argparse
 import re
+from base64 import b64decode
 from pathlib import Path
 
 import nbformat
 from nbconvert.preprocessors import ExecutePreprocessor
 
+NBS = Path(__file__).parent
 ADDRESS = r'(?:<|&lt;|\\<)function (\S+) at 0x[0-9a-f]+(?:>|&gt;)' # of a function that is somebody's default
 
 def strip(nb):
@@ -33,16 +35,26 @@ def strip(nb):
     nb.metadata = dict(kernelspec=dict(display_name='python3', language='python', name='python3'))
     return nb
 
+PICTURES = {'schedules.png': ('01_tutorial.schedules.ipynb', 'table = compare_schedules(')} # README's: of which page, and of the cell with this in it
+
+def picture(name):
+    "A picture of README's, as its page has it"
+    page,text = PICTURES[name]
+    nb = nbformat.read(NBS/page, as_version=4)
+    found, = (o.data['image/png'] for c in nb.cells if text in c.source for o in c.outputs if 'image/png' in o.get('data', {}))
+    return b64decode(found)
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('begins', nargs='*', default=[''], help='which pages: what their names begin with')
     p.add_argument('--strip-only', action='store_true')
     a = p.parse_args()
-    for path in sorted(Path(__file__).parent.glob('*.ipynb')):
+    for path in sorted(NBS.glob('*.ipynb')):
         if not path.name.startswith(tuple(a.begins)): continue
         nb = nbformat.read(path, as_version=4)
         if not a.strip_only: ExecutePreprocessor(timeout=None, kernel_name='python3').preprocess(nb, {'metadata':{'path':str(path.parent)}})
         nbformat.write(strip(nb), path)
         print(path.name)
+    for name in PICTURES: (NBS/'images'/name).write_bytes(picture(name))
 
 if __name__ == '__main__': main()

@@ -1,6 +1,7 @@
 """README: its code runs, its numbers are the ones the seed's test holds, its links lead somewhere."""
 import json
 import re
+import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -14,6 +15,9 @@ from torch import nn
 import fasterai_sched as fs
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT/'nbs'))
+import run_pages
+
 README = (ROOT/'README.md').read_text(encoding='utf-8')
 BLOCKS = re.findall(r'```python\n(.*?)```', README, re.S)
 
@@ -93,6 +97,18 @@ def test_the_plan_shown_is_the_plan():
     shown = re.search(r'```\n(Layer     Name .*?)```', README, re.S)[1].splitlines()
     plan = str(eval(call, vars(fs)).plan(learn, 10)).splitlines()
     assert [l for l in shown if l != '...'] == [l for l in plan if l in shown] and len(shown) == 9
+
+@pytest.mark.parametrize('name', run_pages.PICTURES)
+def test_the_picture_is_that_of_the_page(name):
+    assert f'(nbs/images/{name})' in README and (ROOT/'nbs/images'/name).read_bytes() == run_pages.picture(name)
+
+def test_the_line_that_leaves_the_last_layer_dense():
+    from fastai.vision.all import CrossEntropyLossFlat, resnet18, vision_learner
+    words = re.search(r"`(layer_type=\(nn.Conv2d, nn.Linear\), exclude='1.8')`", README)[1]
+    learn = vision_learner(tiny_dls(channels=3), resnet18, pretrained=False, n_out=3, loss_func=CrossEntropyLossFlat(), normalize=False)
+    learn.unfreeze()
+    selected = eval(f'SparsifyCallback(90, {words})', {**vars(fs), 'nn':nn}).plan(learn, 1).to_df().name.tolist()
+    assert [n for n,m in learn.model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))] == [*selected, '1.8'] and '1.4' in selected
 
 def test_links_lead_somewhere():
     for path in re.findall(r'\]\((?!https?://)([^)#]+)\)', README): assert (ROOT/path).exists(), path
