@@ -7,6 +7,7 @@ import warnings
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .channels import batch_norms
 from .criteria import large_final
@@ -76,15 +77,18 @@ class Sparsifier:
             for l in found: l.inputs = of_channels(l, v.to(l.weight.device))
 
     def _find_what_follows(self):
-        "Of layers whose groups are whole output channels: the bias, and the batch norm that they alone feed"
-        if not any(l.of_channels for l in self.layers): return
+        """Of layers whose groups are whole output channels: the bias, and the batch norm that they alone feed. Of others, whose channels may happen to die:
+        the bias, if there is such a batch norm. It takes away what the bias adds, whose gradient is rounding error then, and an optimizer like Adam makes whole steps
+        of that; the running mean would lag behind, and the running variance be 0"""
+        biased = [l for l in self.layers if not l.of_channels and l.out and getattr(l.module, 'bias', None) is not None and len(l.module.bias) == l.weight.shape[l.out - 1]]
+        if not any(l.of_channels for l in self.layers) and not (biased and any(isinstance(m, _BatchNorm) for m in self.model.modules())): return
         norms,unsure = batch_norms(self.model)
         owners = [id(p) for m in self.model.modules() for p in m._parameters.values() if p is not None]
         self.unsure = tuple(l.name for l in self.layers if l.of_channels and l.name in unsure)
         for l in self.layers:
-            if not l.of_channels: continue
+            if not l.of_channels and (l not in biased or l.name not in norms): continue
             norm = self.model.get_submodule(norms[l.name]) if l.name in norms else None
-            params = [m._parameters.get(n) for m,n in ((l.module, 'bias'), (norm, 'weight'), (norm, 'bias')) if m is not None]
+            params = [m._parameters.get(n) for m,n in ((l.module, 'bias'), *([(norm, 'weight'), (norm, 'bias')] if norm is not None and l.of_channels else []))]
             l.after = [(p, p.detach().clone()) for p in params if p is not None and owners.count(id(p)) == 1]
             l.scale = norm.weight if norm is not None else None
 

@@ -53,7 +53,7 @@ ERRORS = [KeyboardInterrupt, CancelFitException, CancelEpochException, CancelTra
 # these fail by themselves where a row is cut short, or a fit has no first epoch
 FASTAIS = 'Exception occured in `(Recorder|SaveModelCallback|EarlyStoppingCallback)`'
 WARNINGS = ('are all zero: taken for an initialisation|single zeros outside of wholly zero groups|none of the . selected layers trains'
-            '|and nothing is zero in the selected layers|ended before its schedule did|Nothing is left of|has had no gradient|The masks wait for a gradient|removes whole outputs of')
+            '|and nothing is zero in the selected layers|ended before its schedule did|Nothing is left of|has had no gradient|The masks wait for a gradient|removes whole outputs of|Zeros train again in')
 
 class Told:
     "A SparsifyCallback, and what it was told"
@@ -233,6 +233,8 @@ class Soak(RuleBasedStateMachine):
         clash = len(mine) == 2 and bool(set(mine[0].types) & set(mine[1].types))
         witness = Witness(active, lambda: 'accumulate' not in others and not (stop and stop.raised))
         before,out,error = values(learn),StringIO(),None
+        held  = {m for w in watches for m in w.selected.values()}
+        loose = [m for m in learn.model.modules() if isinstance(m, BOTH) and m not in held and m.weight.requires_grad and .05 < (m.weight == 0).double().mean() < 1]
         cbs = [MadeUpLosses(), *[WITH[o]() for o in others], *[t.cb for t in given], witness, *[stop]*bool(stop)]
         with redirect_stdout(out), warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter('always')
@@ -249,7 +251,10 @@ class Soak(RuleBasedStateMachine):
         if 'save' not in others:
             if not witness.begun: assert same(values(learn), before)
             elif not error: assert not [b for w in active for b in w.broken()]
-        if not (stop and stop.raised): self.check_whole(watches, witness, out.getvalue(), warned, others, n_epoch)
+        assert bool(loose) >= any('Zeros train again' in w for w in warned)
+        if not (stop and stop.raised):
+            assert bool(loose and active) == any('Zeros train again' in w for w in warned)
+            self.check_whole(watches, witness, out.getvalue(), warned, others, n_epoch)
 
     def check_whole(self, watches, witness, out, warned, others, n_epoch):
         "A fit to its end: its rows, its lines, its history, the model it leaves"
