@@ -480,8 +480,10 @@ class SparsifyCallback(Callback):
         self._settle()
         rep = self._measure()
         self._print(f'Sparsity at the end of epoch {self.epoch}: {brackets(self._measured(rep))}%')
-        self._log_row((self.epoch + 1)*len(self.learn.dls.train), 'epoch', rep.sparsity, self._table_row())
-        if self._moved or (self.epoch + 1)*len(self.learn.dls.train) < self._settled: self._restart_trackers()
+        end = (self.epoch + 1)*len(self.learn.dls.train)
+        self._record.hear(getattr(getattr(self.learn, 'recorder', None), 'losses', ()), end)
+        self._log_row(end, 'epoch', rep.sparsity, self._table_row())
+        if self._moved or end < self._settled: self._restart_trackers()
         self._on = self._moved = False
 
     def _restart_trackers(self):

@@ -13,13 +13,27 @@ class History:
         n_steps:int=1,  # The step it ends at, if nothing stops it
         target:float=0, # Percent, in force at the beginning
         layers=(),      # `Held` weights, of the sparsifier
-        losses=(),      # A list that will have the loss of each of its batches
+        losses=(),      # fastai's list, which will have the loss of each of its batches
     ):
         self.begin,self.n_steps,self.target,self.losses = begin,n_steps,target,losses
         self.names,self.rows,self.table = [l.name for l in layers],[],[]
         self.steps,self.sparsity,self.still = [begin],[self._of_each(layers)],True
+        self.heard,self.n_heard,self.next = [],0,begin # (step, loss); how many of `losses` are in it; the step after which the rest came
 
-    def __getstate__(self): return {**vars(self), 'losses':[float(l) for l in self.losses]} # in a file a tensor takes fifty times as much
+    def __getstate__(self): return {**vars(self), 'losses':list(map(float, self.losses)), 'heard':[(s, float(l)) for s,l in self.heard]} # in a file a tensor takes fifty times as much
+
+    def _rest(self): return [(self.next + i, l) for i,l in enumerate(self.losses[self.n_heard:], 1)]
+
+    def hear(self,
+        losses, # fastai's list of now: a validation in the midst of a fit begins another
+        step:int # The end of this epoch
+    ):
+        "The losses of an epoch that has ended, early or not: they belong to its first steps"
+        self.heard += self._rest()
+        if losses is not self.losses:
+            self.next,self.losses,self.n_heard = max(self.next, self.heard[-1][0] if self.heard else 0),losses,0
+            self.heard += self._rest()
+        self.next,self.n_heard = step,len(losses)
 
     def _of_each(self, layers): return [100*l.gone/l.numel for l in layers]
 
@@ -61,7 +75,7 @@ class History:
         import pandas as pd
         begin = self.begin,self.target
         if ax is not None and not hasattr(ax, '__len__'): return plots.plot_history(self.to_df(), ax, begin, **kwargs)
-        losses = [(self.begin + i, float(l)) for i,l in enumerate(self.losses, 1)]
+        losses = [(s, float(l)) for s,l in [*self.heard, *self._rest()]]
         return plots.plot_run(self.to_df(), losses, pd.DataFrame([r for _,r in self.table], index=[s for s,_ in self.table]), ax, begin, **kwargs)
 
     def plot_layers(self,

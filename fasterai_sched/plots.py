@@ -153,7 +153,7 @@ def plot_layers(
 def _numbers(x):
     "An array, a tensor, several, or a model's weights, as one row of floats; what is not finite can't be drawn"
     if hasattr(x, 'parameters'): x = [p for p in x.parameters() if p.ndim > 1]
-    if isinstance(x, (list, tuple)): return np.concatenate([_numbers(v) for v in x])
+    if isinstance(x, (list, tuple)): return np.concatenate([np.zeros(0), *map(_numbers, x)])
     x = np.asarray(x.detach().cpu().double() if hasattr(x, 'detach') else x, dtype=float).ravel()
     return x[np.isfinite(x)]
 
@@ -164,8 +164,10 @@ def plot_weights(
     ax=None,     # Matplotlib axes to draw on; new ones if None
     **kwargs     # Passed to `ax.hist` for both
 ):               # The axes
-    "Draw which weights there were, and which are left, as distributions"
-    ax,now = _axes(ax),_numbers(after)
+    "Draw which weights there were, and which are left, as distributions; raises ValueError if there are none"
+    now = _numbers(after)
+    if not len(now): raise ValueError(f"after={type(after).__name__}: there are no weights in it that could be drawn")
+    ax = _axes(ax)
     kept = now[now != 0]
     was = kept if before is None else _numbers(before)
     at = np.histogram_bin_edges(np.concatenate([was, kept]), bins)

@@ -83,8 +83,8 @@ class Target:
         for v in dict.fromkeys(_values(plain_numbers(target))): check_schedule(self.schedule, plain_numbers(self.start), v)
         ends = [plain_numbers(self.schedule(plain_numbers(self.start), v, 1.)) for v in _values(plain_numbers(target))]
         if any(abs(e - v) > 1e-6 and abs(e - self.start) > 1e-6 for e,v in zip(ends, _values(target))):
-            warnings.warn(f"schedule={name} ends at {brackets(ends)}%, and not at sparsity={target!r}: its function gives `end` at pos=1, if that is meant"
-                          f"{f'; or give sparsity={round(ends[0], 2):g}, and let the function end there' if len(ends) == 1 and ends[0] else ''}")
+            warnings.warn(f"schedule={name} ends at {brackets(ends)}%, and not at sparsity={target!r}: let its function return `end` at pos=1"
+                          f"{f', or give sparsity={round(ends[0], 2):g}' if len(ends) == 1 and ends[0] else ''}")
 
     def of_layers(self,
         layers, # The selected ones

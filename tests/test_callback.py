@@ -1051,8 +1051,8 @@ def test_a_fit_that_ends_before_its_schedule_says_so():
         fit([SparsifyCallback(90, schedule=one_shot), Spy('before_epoch', stop)], 8)
 
 def test_a_schedule_that_ends_elsewhere_is_warned_of():
-    with pytest.warns(UserWarning, match=r'ends at \[40\]%, and not at sparsity=80: its function gives `end` at pos=1.*or give sparsity=40,'): SparsifyCallback(80, schedule=lambda s, e, p: 40)
-    with pytest.warns(UserWarning, match=r'ends at \[40, 40\]%, and not at sparsity=\[80, 70\].*meant$'): SparsifyCallback([80, 70], schedule=lambda s, e, p: 40)
+    with pytest.warns(UserWarning, match=r'ends at \[40\]%, and not at sparsity=80: let its function return `end` at pos=1, or give sparsity=40$'): SparsifyCallback(80, schedule=lambda s, e, p: 40)
+    with pytest.warns(UserWarning, match=r'ends at \[40, 40\]%, and not at sparsity=\[80, 70\].*pos=1$'): SparsifyCallback([80, 70], schedule=lambda s, e, p: 40)
 
 def said(f):
     "What it warns of"

@@ -1,8 +1,11 @@
 """WHAT WAS: a fit's pictures after it, while it goes on, and layer by layer."""
+import pickle
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from fastai.callback.core import Callback, CancelEpochException
 from fastai.callback.schedule import lr_find # noqa: F401
 from fastai.learner import Recorder
 from helpers import Spy, tiny_dls, tiny_learner
@@ -28,6 +31,26 @@ def test_a_run_is_drawn_with_the_losses_and_metrics_of_fastais_table():
     assert loss.lines[1].get_xdata().tolist() == [4, 8, 12, 16] and loss.lines[1].get_ydata().tolist() == [v[1] for v in rec.values]
     assert metric.get_ylabel() == 'accuracy' and np.allclose(metric.lines[0].get_ydata(), [v[2] for v in rec.values])
     assert [l.get_label() for l in metric.lines if l.get_label()[0] != '_'] == ['accuracy'] # and not our own column
+
+def test_losses_are_where_their_batches_were_though_epochs_end_early_and_others_validate():
+    def stop(l):
+        if l.training and l.epoch == 1 and l.iter == 2: raise CancelEpochException
+    cb,_ = fit(3, cbs=[Spy('before_batch', stop)])
+    assert cb.plot()[1].lines[0].get_xdata().tolist() == [1, 2, 3, 4, 5, 6, 9, 10, 11, 12]
+    class Validates(Callback):
+        order = 80
+        def after_epoch(self):
+            if not self.learn.lock.locked() and self.epoch == 0: self.learn.validate()
+    cb,learn = fit(3, cbs=[Validates()])
+    assert cb.plot()[1].lines[0].get_xdata().tolist() == list(range(1, 13)) and np.allclose(cb.plot()[1].lines[0].get_ydata()[4:], [float(l) for l in learn.recorder.losses])
+
+def test_losses_of_an_epoch_that_does_not_end_are_there_too():
+    def stop(l):
+        if l.training and l.epoch == 1 and l.iter == 2: raise KeyboardInterrupt
+    cb,learn = SparsifyCallback(50, schedule=one_shot, verbose=False),tiny_learner()
+    with pytest.raises(KeyboardInterrupt): learn.fit(3, cbs=[cb, Spy('before_batch', stop)])
+    assert cb.plot()[1].lines[0].get_xdata().tolist() == [1, 2, 3, 4, 5, 6]
+    assert pickle.loads(pickle.dumps(cb._record)).plot()[1].lines[0].get_xdata().tolist() == [1, 2, 3, 4, 5, 6]
 
 def test_metrics_may_be_called_anything():
     def step(x, y): return (x.argmax(1) == y).float().mean()

@@ -112,6 +112,11 @@ def test_a_run_draws_on_the_axes_it_is_given():
     ax = plt.subplots()[1]
     assert list(plot_run(history, losses, table(), ax=ax)) == [ax]
 
+@pytest.mark.parametrize('nothing', [[], torch.zeros(0), torch.nn.ReLU(), [float('nan')]], ids=str)
+def test_no_weights_can_not_be_drawn_and_no_axes_are_made(nothing):
+    with pytest.raises(ValueError, match='there are no weights in it that could be drawn'): plot_weights(None, nothing)
+    assert not plt.get_fignums()
+
 def test_several_runs_of_a_kind_are_a_mean_and_a_band():
     axs = plot_runs({'agp':pd.DataFrame(dict(epoch=[0, 1]*2, sparsity=[30, 90]*2, accuracy=[.4, .8, .6, .8]))})
     assert xy(axs[1].lines[0]) == [[0, 1], [.5, .8]] and not axs[0].collections
