@@ -17,8 +17,9 @@ from fastcore.imports import in_notebook
 
 from .column import Column
 from .criteria import large_final
+from .doubts import warn_of_beginning, warn_of_head, warn_of_loose, warn_of_more
 from .history import History
-from .layers import find, fitting, loose_zeros
+from .layers import find, fitting
 from .optim import find_masters, keeps_zeros, shares_memory, slow_weights, state_of
 from .options import Options, check_round_to, check_whole
 from .plan import Plan, make_plan
@@ -245,7 +246,7 @@ class SparsifyCallback(Callback):
         self.sparsifier = self._make(self._part, self._whole)
         self.target = self._target(self.sparsifier, self.learn.opt.param_lists)
         self.sparsifier.check_criteria()          # a criterion that fails is found here, before anything is trained
-        self._check_head()
+        if self.sparsity is not None: warn_of_head(self._whole, self.sparsifier.layers, self.granularity)
         if num_distrib() > 1: self.sparsifier.sync = _all_reduce
         if self.sparsity is None and not self.sparsifier.masks: warnings.warn("keep_zeros=True, and nothing is zero in the selected layers: was a model to be loaded?")
         self._check_overlap()
@@ -258,12 +259,6 @@ class SparsifyCallback(Callback):
                         max_sparsity=o.max_sparsity, recalibrate=o.recalibrate)
         sp.whole,sp.in_percent = whole,True
         return sp
-
-    def _check_head(self):
-        "Output channels of the last layer may be what the model is there for"
-        weights = [m for m in self._whole.modules() if any(w.ndim > 1 for w in m._parameters.values() if w is not None)]
-        head = [l.name for l in self.sparsifier.layers if l.of_channels and l.module is weights[-1]]
-        if head and self.sparsity is not None: warnings.warn(f"granularity={self.granularity!r} removes whole outputs of {head[0]!r}, the last layer: if those are the model's, leave it out with exclude={head[0]!r}")
 
     def _target(self, sparsifier, groups):
         "What is asked of these layers; raises ValueError for a list of the wrong length, and for a rule of no use"
@@ -290,27 +285,22 @@ class SparsifyCallback(Callback):
         self._record = History(self.epoch*n, self.n_epoch*n, self._asked_percent(self.target.due(self.epoch/self.n_epoch)), self.sparsifier.layers,
                                getattr(getattr(self.learn, 'recorder', None), 'losses', ()))
         if self.save_tickets: self._ticket_path.parent.mkdir(parents=True, exist_ok=True) # now, and not after all the training
-        if self.epoch: self._resume(self.target.due(self.epoch/self.n_epoch), self.target.fallen(self.epoch*n, self.n_epoch*n))
-        if not any(cb._announced for cb in self._peers): self._warn_of_loose()
+        already = self._check_beginning(n) if self.sparsity is not None else 0
+        if not any(cb._announced for cb in self._peers): warn_of_loose(self._whole, [l.weight for cb in self._peers for l in cb.sparsifier.layers])
         if self.sparsity is None: self._print(f'Keeping the zeros of {self.options.said}: a sparsity of {brackets(self.sparsifier.sparsity)}%')
         else: self._print(f'Pruning of {self.options.said} until a sparsity of {brackets(self.target.sparsity)}%')
+        if already: self._print(f'Zero already: {brackets(already)}%, which counts and stays (to resume a fit, give start_epoch to fit)')
         self._announced = True
 
-    def _resume(self, due, fallen):
-        "Go on in the midst of a schedule: the fit began with a later epoch, or the layers have thawed"
-        skipped = any(isinstance(cb, SkipToEpoch) for cb in self.learn.cbs) and not self.learn.train_iter
-        if skipped and not self.sparsifier.sparsity and self.sparsifier.grows(due):
-            warnings.warn(f"The fit starts at epoch {self.epoch}, where the schedule is at {brackets(due)}%, and nothing is zero: was a checkpoint to be loaded? The first batch prunes it all")
-        self.sparsifier.resume(due, self.round_to, fallen)
-
-    def _warn_of_loose(self):
-        "Zeros of other layers, of an earlier fit for instance, train again"
-        loose = loose_zeros(self._whole, [l.weight for cb in self._peers for l in cb.sparsifier.layers])
-        if not loose: return
-        types = {t:f"{'nn.' if t.__module__.startswith('torch.nn.') else ''}{t.__name__}" for t in (type(f.module) for f,_ in loose)}
-        kind = next(iter(types.values())) if len(types) == 1 else f"({', '.join(types.values())})"
-        warnings.warn(f"Zeros train again in layers that are not selected: {', '.join(f'{f.name} ({z:,} of {f.weight.numel():,})' for f,z in loose)}. "
-                      f"To keep them, select these layers too, or add SparsifyCallback(keep_zeros=True, layer_type={kind}, layers={[f.name for f,_ in loose]})")
+    def _check_beginning(self, n):
+        "Go on in the midst of a schedule, where the fit began with a later epoch, or the layers have thawed; from the zeros that are there"
+        sp,at,there = self.sparsifier,lambda x: self._asked_percent(self.target.due(x/self.n_epoch)),self.sparsifier.sparsity
+        resumes = self.epoch and not getattr(self.learn, 'train_iter', 0) and any(isinstance(cb, SkipToEpoch) for cb in self.learn.cbs)
+        due,fallen = self.target.due(self.epoch/self.n_epoch),self.target.fallen(self.epoch*n, self.n_epoch*n)
+        if resumes: warn_of_beginning(sp, due, max(at(self.epoch), at(self.epoch + 1)), self.epoch, self.n_epoch, self.round_to, fallen)
+        elif there: warn_of_more(sp, self.target.sparsity, [at(self.epoch + (self.n_epoch - self.epoch)*i/100) for i in range(101)])
+        if self.epoch: sp.resume(due, self.round_to, fallen)
+        return there if there >= 1 and not resumes else 0
 
     def _check_round_to(self):
         "It must leave something to prune"

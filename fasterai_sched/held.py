@@ -35,11 +35,10 @@ class Held(Found):
         self.done   = False # whether the last move has set the weights to 0 that it pruned
         self.fresh  = None  # the places of the weights that the last move pruned, flat, where they were few; None: not known
         self.frozen = False
-        self.after  = []    # (parameter, its values when each channel died): what goes with an output channel that is wholly zero
+        self.after  = []    # (parameter, its values when each channel died): the bias and the batch norm of whole output channels
         self.scale  = None  # which of them is the batch norm's weight
-        self.alive   = None  # which output channels are not wholly zero, where `after` needs to know; None: all
-        self.out    = Granularities.out_dim(self.module) if self.attr == 'weight' else None # the weight's dimension of output channels
-        self.of_channels = self.out is not None and cut.plain and cut.dims != (0,) and set(range(1, self.weight.ndim + 1)) - set(cut.dims) <= {self.out}
+        out = Granularities.out_dim(self.module) if self.attr == 'weight' else None
+        self.of_channels = out is not None and cut.plain and cut.dims != (0,) and set(range(1, self.weight.ndim + 1)) - set(cut.dims) <= {out}
 
     @property
     def dim(self): return list(self.cut.dims)
@@ -59,17 +58,18 @@ class Held(Found):
         "Weights that the mask prunes; a group of an N:M pattern may have had more zeros from the start than the pattern asks for"
         return 0 if self.mask is None else n_zeros(self.keep) if self.cut.nm else self.dead*self.size
 
-    def _channels(self):
-        "Which output channels are alive. A grouped transposed convolution has several a group"
+    @property
+    def alive(self):
+        "Which output channels are, where groups are whole channels; a grouped transposed convolution has several a group"
         if self.mask is None or not self.after: return None
-        each,n = self.mask.flatten() if self.of_channels else self.keep.movedim(self.out - 1, 0).flatten(1).any(1),len(self.after[0][0])
-        return None if each.all() else each.expand(n) if len(each) == 1 else each.repeat(n//len(each))
+        each = self.mask.flatten()
+        return each.expand(len(self.after[0][0])) if len(each) == 1 else each.repeat(len(self.after[0][0])//len(each))
 
     @property
     def held(self):
         "(parameter, what of it is kept, bool) of all that the mask holds at 0"
         if self.mask is None: return []
-        return [(self.weight, self.keep), *((p, self.alive) for p,_ in self.after if p.requires_grad and self.alive is not None)]
+        return [(self.weight, self.keep), *((p, self.alive) for p,_ in self.after if p.requires_grad)]
 
     # -- which go ----------------------------------------------------------------------------------------------------------------
 
@@ -147,13 +147,10 @@ class Held(Found):
         fresh:bool=False # Only where the last move has pruned: the rest is 0 already
     ):
         "Zero what the mask does not keep"
-        if self.mask is None: return
-        if t is None:
-            for p,keep in self.held[1:]: hold(p, keep)
-            if fresh and self.done: return
-            t = self.weight
-        if fresh and self.fresh is not None and t.is_contiguous() and self.weight.is_contiguous(): return drop(t, self.fresh)
-        hold(t, self.keep)
+        if self.mask is None or t is None and fresh and self.done: return
+        if fresh and self.fresh is not None and (t is None or t.is_contiguous()) and self.weight.is_contiguous(): return drop(self.weight if t is None else t, self.fresh)
+        if t is not None: return hold(t, self.keep)
+        for p,keep in self.held: hold(p, keep)
 
     def zero_like(self,
         p:Tensor,    # One of what it holds,
@@ -174,11 +171,11 @@ class Held(Found):
         fresh:Tensor=None # The places of the weights that are pruned now and were not before, if known
     ):
         "Hold these groups at 0. What died with a channel and what returns with it comes along"
+        before = self.alive
         self.keep = self.cut.spread(mask, self.weight.shape) if self.cut.nm is None else self._pattern(mask, low)
         self.dead = n_zeros(mask) if dead is None else dead
         self.mask,self.fresh = mask,fresh
         if not self.dead: self.mask = self.keep = None
-        before,self.alive = self.alive,self._channels()
         if self.after: self._bury(before)
 
     def _pattern(self, mask, low):
@@ -190,15 +187,15 @@ class Held(Found):
     @torch.no_grad()
     def _bury(self, before):
         "Keep what the channels that died had in their bias and batch norm, and give it back to those that return"
+        after = self.alive
         for p,was in self.after:
             every = torch.ones(len(p), dtype=torch.bool, device=p.device)
-            old,now = (every if a is None else a.to(p.device) for a in (before, self.alive))
+            old,now = (every if a is None else a.to(p.device) for a in (before, after))
             died,back = old & ~now,now & ~old
             was[died] = p[died]
-            if not p.requires_grad: continue
             # weights come back at 0, and what then would get no gradient would never train: a scale of 0 (it died in an earlier
-            # fit) comes back as 1, and a bias that a ReLU would cut off with its sign changed. One before a batch norm is never cut off
-            p[back] = (was if not self.of_channels else torch.where(was == 0, 1, was) if p is self.scale else was.abs().clamp_min(1e-3))[back]
+            # fit) comes back as 1, and a bias that a ReLU would cut off with its sign changed
+            p[back] = torch.where(was == 0, 1, was)[back] if p is self.scale else was.abs().clamp_min(1e-3)[back]
 
     def adopt_zeros(self,
         keep_empty:bool, # Whether a wholly zero weight is pruned, and not an initialisation
@@ -208,7 +205,7 @@ class Held(Found):
         zero = self.cut.view(self.weight.detach() == 0)
         dims = tuple(d-1 for d in self.dim if d)
         gone = zero if not dims else zero.sum(dims, keepdim=True) >= self.size if self.cut.nm else zero.all(dims, keepdim=True)
-        self.mask = self.keep = self.alive = self.first = self.fresh = None
+        self.mask = self.keep = self.first = self.fresh = None
         self.kept = self.dead = 0
         if zero.all() and not keep_empty:
             return warnings.warn(f"The weights of layer {self.name!r} are all zero: taken for an initialisation, they stay trainable (keep_zeros=True keeps them)")

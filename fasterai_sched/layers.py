@@ -63,7 +63,7 @@ def find(
 def loose_zeros(
     model:nn.Module, # Any model
     held,            # Its weights whose zeros are held
-    share:float=.05  # Of so small a part of a weight zeros are not looked at: an embedding's padding, say
+    share:float=.05  # Of so small a part of a weight zeros are not looked at. An embedding's padding, which does not train, never is
 ) -> list:           # (`Found`, how many of it are 0)
     "The weights that train, have zeros, and are not held: their zeros train again. A wholly zero one is an initialisation"
     seen,out = {id(w) for w in held},[]
@@ -71,7 +71,8 @@ def loose_zeros(
         w = f.module._parameters.get(f.attr) # and not `f.weight`: to look at what is computed is to compute it
         if w is None or not w.requires_grad or id(w) in seen or isinstance(w, nn.parameter.UninitializedParameter): continue
         seen.add(id(w))
-        if share*w.numel() < (zeros := n_zeros(w)) < w.numel(): out.append((f, zeros))
+        zeros = n_zeros(w) - (w.shape[1] if getattr(f.module, 'padding_idx', None) is not None and f.attr == 'weight' else 0)
+        if share*w.numel() < zeros < w.numel(): out.append((f, zeros))
     return out
 
 def by_rule(

@@ -47,13 +47,13 @@ def plot_curves(
     **kwargs          # Passed to `ax.plot`
 ):                    # The axes
     "Draw sparsity over training, a curve a name"
-    ax = _axes(ax)
+    beside,ax = ax is None and len(curves) > 5,_axes(ax)
     pcts = np.linspace(0, 1, n_points)
     for name,f in curves.items(): ax.plot(pcts*(n_epoch or 1), [float(f(p)) for p in pcts.tolist()], **{'label':name, 'lw':2, **kwargs})
     ax.set_xlabel('epoch' if n_epoch else 'fraction of training')
     if n_epoch: ax.set_xticks(range(0, n_epoch + 1, max(1, n_epoch//10)))
     _percent_axis(ax)
-    _legend(ax, **(dict(loc='center left', bbox_to_anchor=(1, .5)) if len(ax.lines) > 5 else {})) # beside so many, and not on them
+    _legend(ax, **(dict(loc='center left', bbox_to_anchor=(1, .5)) if beside else {})) # of so many not on them
     return ax
 
 def _mark_epochs(ax, steps):
@@ -109,7 +109,7 @@ def _plot_columns(ax, table, names):
     ax.set_ylabel(names[0] if len(names) == 1 else 'metrics')
 
 def plot_runs(
-    runs:dict,          # Name -> DataFrame with columns epoch, sparsity (percent) and one named `metric`; where epochs repeat, in several runs, their mean and deviation
+    runs:dict,          # Name -> DataFrame with columns epoch (from 0), sparsity (percent) and one named `metric`; where epochs repeat, in several runs, their mean and deviation
     metric:str='accuracy', # The column to draw below
     ax=None             # Two matplotlib axes; new ones, one above the other, if None
 ):                      # The two axes
@@ -120,13 +120,13 @@ def plot_runs(
         for name,df in runs.items():
             of = df.groupby('epoch')[col]
             mean,std = of.mean(),of.std().fillna(0)
-            line, = ax.plot(mean.index, mean, 'o-', ms=4, label=name)
-            if std.any(): ax.fill_between(mean.index, mean - std, mean + std, color=line.get_color(), alpha=.2, lw=0)
+            line, = ax.plot(mean.index + 1, mean, 'o-', ms=4, label=name)
+            if std.any(): ax.fill_between(mean.index + 1, mean - std, mean + std, color=line.get_color(), alpha=.2, lw=0)
         ax.set_ylabel(col)
     _percent_axis(axs[0])
     _legend(axs[0])
     axs[1].xaxis.get_major_locator().set_params(integer=True)
-    axs[1].set_xlabel('epoch')
+    axs[1].set_xlabel('epochs done')
     return axs
 
 def plot_layers(

@@ -206,12 +206,12 @@ def as_schedule(
     return Schedule(f if n == 3 else _Absolute(f))
 
 def by_name(
-    scheds # What `as_schedule` takes, several, or a dict of such by names of one's own
+    scheds # What `as_schedule` takes, several; or a dict of such by names of one's own, or such dicts among them
 ) -> dict: # Name -> `Schedule`
     "Schedules by their names, in their order; two of one name are told apart"
     if isinstance(scheds, dict): return {n:as_schedule(s) for n,s in scheds.items()}
-    named = {}
-    for s in map(as_schedule, scheds):
+    named = {n:s for d in scheds if isinstance(d, dict) for n,s in by_name(d).items()}
+    for s in (as_schedule(s) for s in scheds if not isinstance(s, dict)):
         same = sum(n.split(' #')[0] == s.__name__ for n in named)
         named[f'{s.__name__} #{same + 1}' if same else s.__name__] = s
     return named
@@ -249,7 +249,7 @@ def check_schedule(
                          f"give sparsity={values[-1]:g}, or a function of (start, end, pos)")
 
 def plot_schedules(
-    *scheds,             # The schedules to draw, or one dict of them by names of your own; `one_shot`, `iterative` and `agp` if none is given
+    *scheds,             # The schedules to draw, or a dict of them by names of your own; `one_shot`, `iterative` and `agp` if none is given
     sparsity:float=90,   # Target sparsity, in percent
     start_sparsity:float=0, # Sparsity at the start, in percent
     n_epoch:int=10,      # Epochs of the fit
@@ -260,8 +260,9 @@ def plot_schedules(
 ):                       # The axes
     "Draw how the sparsity rises over a fit of `n_epoch` epochs, a curve a schedule"
     from .plots import plot_curves
-    if len(scheds) == 1 and isinstance(scheds[0], (list, tuple, dict)): scheds = scheds[0]
+    if len(scheds) == 1 and isinstance(scheds[0], (list, tuple)): scheds = scheds[0]
     if start_epoch is not None and start_epoch >= n_epoch: raise ValueError(f"start_epoch={start_epoch} is beyond a fit of n_epoch={n_epoch} epochs")
+    if 0 < sparsity < 1: raise ValueError(f"sparsity={sparsity!r} is below 1%; a sparsity is a percentage, 0 to 100: did you mean sparsity={100*sparsity:g}?")
     def curve(s):
         s = windowed(s, None if start_epoch is None else start_epoch/n_epoch, None if end_epoch is None else end_epoch/n_epoch)
         check_schedule(s, start_sparsity, sparsity)

@@ -7,7 +7,6 @@ import warnings
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from .channels import batch_norms
 from .criteria import large_final
@@ -28,7 +27,7 @@ class Sparsifier:
     unsure = () # names of layers whose batch norm is left alone, because it isn't certain that they alone feed it
     sync = None # how what is heard becomes the same on every process: see `Inputs.reduce`
     whole = None # the model that `model` is a part of, to be run for calibration
-    in_percent = False # whether sparsities are known to be percentages: a schedule passes through 0.8
+    in_percent,_most_asked = False,0 # whether sparsities are known to be percentages, and the highest so far: a schedule passes through 0.8
     patience,_steps_heard = 10,0 # steps in which a layer without gradient is waited for, and those that had any
     def __init__(self,
         model:nn.Module,            # The model; only the values of its selected weights are changed
@@ -77,18 +76,15 @@ class Sparsifier:
             for l in found: l.inputs = of_channels(l, v.to(l.weight.device))
 
     def _find_what_follows(self):
-        """Of layers whose groups are whole output channels: the bias, and the batch norm that they alone feed. Of others, whose channels may happen to die:
-        the bias, if there is such a batch norm. It takes away what the bias adds, whose gradient is rounding error then, and an optimizer like Adam makes whole steps
-        of that; the running mean would lag behind, and the running variance be 0"""
-        biased = [l for l in self.layers if not l.of_channels and l.out and getattr(l.module, 'bias', None) is not None and len(l.module.bias) == l.weight.shape[l.out - 1]]
-        if not any(l.of_channels for l in self.layers) and not (biased and any(isinstance(m, _BatchNorm) for m in self.model.modules())): return
+        "Of layers whose groups are whole output channels: the bias, and the batch norm that they alone feed"
+        if not any(l.of_channels for l in self.layers): return
         norms,unsure = batch_norms(self.model)
         owners = [id(p) for m in self.model.modules() for p in m._parameters.values() if p is not None]
         self.unsure = tuple(l.name for l in self.layers if l.of_channels and l.name in unsure)
         for l in self.layers:
-            if not l.of_channels and (l not in biased or l.name not in norms): continue
+            if not l.of_channels: continue
             norm = self.model.get_submodule(norms[l.name]) if l.name in norms else None
-            params = [m._parameters.get(n) for m,n in ((l.module, 'bias'), *([(norm, 'weight'), (norm, 'bias')] if norm is not None and l.of_channels else []))]
+            params = [m._parameters.get(n) for m,n in ((l.module, 'bias'), (norm, 'weight'), (norm, 'bias')) if m is not None]
             l.after = [(p, p.detach().clone()) for p in params if p is not None and owners.count(id(p)) == 1]
             l.scale = norm.weight if norm is not None else None
 
@@ -225,17 +221,11 @@ class Sparsifier:
         where there are gradients that were not masked yet, else the last by position"""
         self._check_round_to(round_to)
         asked = self._asked(sparsity)
-        self._check_unit(asked)
+        self._most_asked = max([self._most_asked, *(float(s) for _,s in asked)])
         self._listen(asked, data)
         moved = [self._bring(b, s, round_to, clean) for b,s in asked]
         self._versions = self._now()
         return any(moved)
-
-    def _check_unit(self, asked):
-        "Warn where the first sparsity is .8, and not 80 or what a schedule passes through"
-        for s in [] if self.in_percent else sorted({float(s) for _,s in asked}):
-            if 0 < s < 1 and round(100*s) == round(100*s, 6): warnings.warn(f"sparsity={s:g} is below 1%; a sparsity is a percentage, 0 to 100: was {100*s:g} meant?")
-        self.in_percent = True
 
     def _listen(self, asked, data):
         "Calibrate, if masks are to grow by what comes into the layers; raises ValueError where they can't for want of batches or gradients"
@@ -287,7 +277,7 @@ class Sparsifier:
         l = next((l for l in self.layers if l.module is m or l.name == m), None)
         if l is None: raise ValueError(f"{m if isinstance(m, str) else type(m).__name__} is not a selected layer; "
                                        f"these are: {[l.name for l in self.layers]}")
-        budget = self._budget(l.name, [l])
+        budget,self._most_asked = self._budget(l.name, [l]),max(self._most_asked, float(sparsity))
         self._listen([(budget, sparsity)], None)
         return self._bring(budget, sparsity, round_to)
 
@@ -378,6 +368,8 @@ class Sparsifier:
         sizes:bool=True # Whether to look at what the whole model takes on disk, too
     ):
         "The selected layers' zeros, counted: a `Report`"
+        if 0 < self._most_asked < 1 and not self.in_percent:
+            warnings.warn(f"The highest sparsity asked so far is {self._most_asked:g}%: a sparsity is a percentage, 0 to 100. Was {100*self._most_asked:g} meant?")
         names,frozen = ([l.name for l in ls] for ls in (self.layers, [l for l in self.layers if l.frozen]))
         return replace(sparsity_report(self.model, nn.Module, names, frozen, self.whole if sizes else False), notes=tuple(self._notes()))
 

@@ -21,6 +21,7 @@ from torch import nn
 
 import fasterai_sched as fs
 from fasterai_sched import SparsifyCallback, agp, criterias, iterative, one_shot, sparsity_report
+from fasterai_sched.doubts import warn_of_loose
 from fasterai_sched.layers import loose_zeros
 from fasterai_sched.masks import n_pruned
 from fasterai_sched.schedules import schedules
@@ -1087,16 +1088,48 @@ def test_zeros_that_do_not_train_or_are_an_initialisation_are_not_named():
     learn.model[7].requires_grad_(False)
     assert not loose(learn, SparsifyCallback(50)) and zeros(learn.model, nn.Linear) == [9]
     assert not loose(sparse_head(100), SparsifyCallback(50)) and not loose(tiny_learner(), SparsifyCallback(50))
-    assert [(f.name, z) for f,z in loose_zeros(nn.ModuleList([nn.Embedding(20, 3, padding_idx=0), nn.Embedding(19, 3, padding_idx=0)]), [])] == [('1', 3)]
+    assert not loose_zeros(nn.ModuleList([nn.Embedding(6, 3, padding_idx=0), nn.Linear(20, 1)]), [])
 
-def test_a_fit_that_starts_amid_its_schedule_and_finds_no_zeros_says_so():
-    warned = lambda learn, at=2, **words: [m for m in said(lambda: learn.fit(4, cbs=SparsifyCallback(50, **words), start_epoch=at)) if 'was a checkpoint' in m]
-    assert warned(tiny_learner(), 1, schedule=one_shot) == [] # which is at 0 until then
-    assert warned(tiny_learner(), schedule='lin') == ['The fit starts at epoch 2, where the schedule is at [25.0]%, and nothing is zero: was a checkpoint to be loaded? The first batch prunes it all']
-    assert warned(tiny_learner(), schedule='lin', start_epoch=2) == []
+def test_the_types_it_names_are_to_be_had():
     learn = tiny_learner()
-    fs.Sparsifier(learn.model).sparsify_model(25)
-    assert warned(learn, schedule='lin') == []
+    learn.model.append(attention := nn.MultiheadAttention(3, 1))
+    with torch.no_grad(): attention.out_proj.weight[0] = attention.in_proj_weight[0] = 0
+    with pytest.warns(UserWarning, match=r'layer_type=\(nn.MultiheadAttention, nn.Linear\)'): warn_of_loose(learn.model, [])
+
+def doubts(learn, at=2, n=4, **words): return [m for m in said(lambda: learn.fit(n, cbs=SparsifyCallback(**{'sparsity':50, 'schedule':'lin', **words}), start_epoch=at)) if m.startswith('The fit starts')]
+
+def with_zeros(percent, layer_type=nn.Conv2d, **kwargs):
+    learn = tiny_learner()
+    fs.Sparsifier(learn.model, layer_type=layer_type, **kwargs).sparsify_model(percent)
+    return learn
+
+def test_a_fit_that_starts_amid_its_schedule_and_finds_other_zeros_says_so():
+    before = 'The fit starts at epoch 2, where the schedule is at [25.0]%, and [{}]% is zero{}. Are these the weights of after epoch 1, and is 4 the number of epochs in all, as it was before? '
+    missing,ahead = 'The first batch prunes what is missing','Nothing is pruned until the schedule is above that'
+    assert doubts(tiny_learner()) == [before.format(0.0, '') + missing] and doubts(with_zeros(12)) == [before.format(11.57, '') + missing]
+    assert doubts(with_zeros(45)) == [before.format(44.68, '') + ahead]
+    assert doubts(with_zeros(25, layers='0')) == [before.format(6.25, ', too little in 3') + missing]
+    for learn in (with_zeros(25), with_zeros(30)): assert not doubts(learn) # of the end of epoch 1, or from the midst of epoch 2
+    assert not doubts(tiny_learner(), 1, schedule=one_shot) and not doubts(tiny_learner(), start_epoch=2) # at 0 until then
+
+@pytest.mark.parametrize('words', [dict(context=c) for c in contexts] + [dict(round_to=4), dict(update_every=3), dict(granularity='filter'), dict(schedule='dsd'), dict(schedule='ac_dc'), dict(criteria='taylor'),
+                                   dict(sparsity=[30, 60]), dict(context='lamp', round_to=4), dict(keep_zeros=True)], ids=str)
+def test_a_true_resume_is_not_in_doubt(words):
+    def stop(l):
+        if l.epoch == 2: raise CancelFitException
+    learn = tiny_learner()
+    learn.fit(4, cbs=[SparsifyCallback(**{'sparsity':50, 'schedule':'lin', **words}), Spy('before_epoch', stop)])
+    again = tiny_learner(learn.model)
+    assert not doubts(again, **words)
+
+def test_what_is_zero_already_is_told_and_more_than_is_asked_warned_of(capsys):
+    learn = with_zeros(25)
+    assert not said(lambda: learn.fit(1, cbs=SparsifyCallback(50)))
+    assert lines(capsys)[:2] == ['Pruning of weight until a sparsity of [50]%', 'Zero already: [25.0]%, which counts and stays (to resume a fit, give start_epoch to fit)']
+    assert said(lambda: learn.fit(1, cbs=SparsifyCallback(30))) == ['sparsity=[30] is less than what is zero already, [50.0]%: nothing is pruned, and nothing comes back']
+    assert zeros(learn.model) == [54, 162] and not said(lambda: learn.fit(2, cbs=SparsifyCallback(70, schedule='dsd')))
+    tiny_learner().fit(1, cbs=SparsifyCallback(50))
+    assert not [l for l in lines(capsys)[-12:] if 'already' in l]
 
 def test_layers_that_thaw_amid_a_fit_are_no_resume():
     learn = tiny_learner()
@@ -1104,7 +1137,7 @@ def test_layers_that_thaw_amid_a_fit_are_no_resume():
     def thaw(l):
         if l.epoch == 2:
             for c in convs(l.model): c.requires_grad_(True)
-    assert not [m for m in said(lambda: learn.fit(4, cbs=[SparsifyCallback(50, schedule='lin'), Spy('before_epoch', thaw)])) if 'was a checkpoint' in m]
+    assert not [m for m in said(lambda: learn.fit(4, cbs=[SparsifyCallback(50, schedule='lin'), Spy('before_epoch', thaw)])) if 'The fit starts' in m]
     assert zeros(learn.model) == [54, 162]
 
 def test_keeping_the_zeros_of_a_dense_model_is_warned_of():

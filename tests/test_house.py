@@ -15,13 +15,13 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT/'fasterai_sched'
 ARROWS = dict(schedules=set(), granularity=set(), criteria=set(), masks={'lowest'}, lowest=set(), disk=set(), history={'plots'}, live={'callback'}, compare={'callback', 'options', 'plots', 'report', 'schedules'}, report={'disk'}, plots=set(), tickets=set(), optim=set(), plan=set(), column=set(), untouched=set(),
     budgets={'masks'}, channels={'untouched'}, signals={'granularity', 'untouched'}, layers={'granularity', 'report'}, held={'granularity', 'layers', 'lowest', 'masks', 'report'},
-    options={'budgets', 'criteria', 'granularity', 'layers'}, targets={'layers', 'options', 'schedules'},
+    options={'budgets', 'criteria', 'granularity', 'layers'}, targets={'layers', 'options', 'schedules'}, doubts={'granularity', 'layers', 'targets'},
     moves={'budgets', 'held', 'lowest', 'masks', 'options', 'report'},
     sparsifier={'channels', 'criteria', 'granularity', 'held', 'layers', 'masks', 'moves', 'options', 'report', 'signals'},
-    callback={'column', 'criteria', 'history', 'layers', 'optim', 'options', 'plan', 'plots', 'report', 'schedules', 'sparsifier', 'targets', 'tickets'})
+    callback={'column', 'criteria', 'doubts', 'history', 'layers', 'optim', 'options', 'plan', 'plots', 'report', 'schedules', 'sparsifier', 'targets', 'tickets'})
 WHEN_CALLED = {('schedules', 'plots')} # Schedule.plot and plot_schedules
 OUTSIDE = {**{m:{'torch'} for m in ('granularity', 'criteria', 'layers', 'tickets', 'channels', 'signals', 'optim', 'held', 'moves', 'options', 'sparsifier')}, **{m:{'torch', 'numpy'} for m in ('masks', 'lowest', 'budgets', 'untouched')},
-    **{m:{'numpy'} for m in ('schedules', 'targets')}, 'history':{'pandas'}, 'live':{'fastai', 'fastcore', 'matplotlib', 'IPython'}, 'compare':{'torch', 'numpy', 'pandas', 'fastprogress'}, 'disk':{'torch', 'numpy', 'safetensors'}, 'report':{'torch', 'numpy', 'pandas'}, 'plan':{'pandas'}, 'column':set(), 'plots':{'numpy', 'matplotlib', 'cycler'},
+    **{m:{'numpy'} for m in ('schedules', 'targets')}, 'history':{'pandas'}, 'live':{'fastai', 'fastcore', 'matplotlib', 'IPython'}, 'compare':{'torch', 'numpy', 'pandas', 'fastprogress'}, 'disk':{'torch', 'numpy', 'safetensors'}, 'report':{'torch', 'numpy', 'pandas'}, 'plan':{'pandas'}, 'column':set(), 'doubts':{'torch'}, 'plots':{'numpy', 'matplotlib', 'cycler'},
     'callback':{'torch', 'numpy', 'fastai', 'fastcore', 'pandas', 'IPython'}}
 
 def imports(module):

@@ -77,9 +77,9 @@ def test_a_history_shows_targets_as_steps_and_what_was_measured_as_points():
 
 def test_runs_share_their_epochs_sparsity_above_and_a_metric_below():
     above, below = plot_runs(runs)
-    assert [(l.get_label(), xy(l)) for l in above.lines] == [('dense', [[0, 1, 2], [0, 0, 0]]), ('agp', [[0, 1, 2], [30, 60, 90]])]
+    assert [(l.get_label(), xy(l)) for l in above.lines] == [('dense', [[1, 2, 3], [0, 0, 0]]), ('agp', [[1, 2, 3], [30, 60, 90]])]
     assert [xy(l)[1] for l in below.lines] == [[.5, .7, .9], [.5, .6, .8]]
-    assert (below.get_ylabel(), below.get_xlabel(), legend(above)) == ('accuracy', 'epoch', ['dense', 'agp'])
+    assert (below.get_ylabel(), below.get_xlabel(), legend(above)) == ('accuracy', 'epochs done', ['dense', 'agp'])
 
 def test_runs_show_the_metric_asked_on_the_axes_given():
     axs = plt.subplots(1, 2)[1]
@@ -119,7 +119,7 @@ def test_no_weights_can_not_be_drawn_and_no_axes_are_made(nothing):
 
 def test_several_runs_of_a_kind_are_a_mean_and_a_band():
     axs = plot_runs({'agp':pd.DataFrame(dict(epoch=[0, 1]*2, sparsity=[30, 90]*2, accuracy=[.4, .8, .6, .8]))})
-    assert xy(axs[1].lines[0]) == [[0, 1], [.5, .8]] and not axs[0].collections
+    assert xy(axs[1].lines[0]) == [[1, 2], [.5, .8]] and not axs[0].collections
     band = axs[1].collections[0].get_paths()[0].vertices
     assert band[:, 1].min() == pytest.approx(.5 - .02**.5) and band[:, 1].max() == pytest.approx(.8)
 

@@ -351,6 +351,8 @@ def test_plot_schedules_leaves_the_windows_alone_when_asked():
 def test_plot_schedules_takes_names_of_ones_own():
     ax = plot_schedules({'mine':lambda s, e, p: e*p, 'as published':'agp'})
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ['mine', 'as published'] and ax.lines[0].get_ydata()[[0, 500, -1]] == pytest.approx([0, 45, 90])
+    assert [l.get_label() for l in plot_schedules(agp, {'mine':lambda s, e, p: e*p}).lines] == ['mine', 'agp'] and not plot_schedules({}).lines
+    with pytest.raises(ValueError, match='did you mean sparsity=90'): plot_schedules(agp, sparsity=.9)
 
 def test_plot_schedules_starts_where_it_is_told():
     assert plot_schedules(lin, start_sparsity=50, start_epoch=0).lines[0].get_ydata()[[0, 500, -1]] == pytest.approx([50, 70, 90])

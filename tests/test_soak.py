@@ -53,7 +53,7 @@ ERRORS = [KeyboardInterrupt, CancelFitException, CancelEpochException, CancelTra
 # these fail by themselves where a row is cut short, or a fit has no first epoch
 FASTAIS = 'Exception occured in `(Recorder|SaveModelCallback|EarlyStoppingCallback)`'
 WARNINGS = ('are all zero: taken for an initialisation|single zeros outside of wholly zero groups|none of the . selected layers trains'
-            '|and nothing is zero in the selected layers|ended before its schedule did|Nothing is left of|has had no gradient|The masks wait for a gradient|removes whole outputs of|Zeros train again in')
+            '|and nothing is zero in the selected layers|ended before its schedule did|Nothing is left of|has had no gradient|The masks wait for a gradient|removes whole outputs of|Zeros train again in|is less than what is zero already')
 
 class Told:
     "A SparsifyCallback, and what it was told"
