@@ -344,7 +344,7 @@ class SparsifyCallback(Callback):
             except ValueError as e: problems.append(str(e))
         if any(isinstance(cb, GradientAccumulation) for cb in learn.cbs): warned.append(warnings.WarningMessage('A step is a batch here, and with GradientAccumulation the optimizer takes fewer', UserWarning, '', 0))
         unselected = sparsity_report(model, nn.Module, [l.name for l in sp.layers], whole=False).unselected
-        return make_plan(sp, target, n_epoch, self._times(n_epoch, n_iter), self.round_to, unselected, [str(w.message) for w in warned], problems)
+        return make_plan(sp, target, n_epoch, self._times(n_epoch, n_iter), self.round_to, unselected, [str(w.message) for w in warned], problems, self.sparsity is not None)
 
     # -- a step ------------------------------------------------------------------------------------------------------------------
 

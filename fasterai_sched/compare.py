@@ -3,6 +3,7 @@
 from __future__ import annotations
 from contextlib import contextmanager, nullcontext
 import gc
+import inspect
 import random
 from weakref import ref
 
@@ -109,6 +110,8 @@ def compare_schedules(
     if dense and 'dense' in named: raise ValueError("'dense' is the name of the network that is not pruned: give this schedule another, or dense=False")
     for k,by in dict(schedule='schedules', sched_func='schedules', end_sparsity='sparsity', model='layers').items():
         if k in kwargs: raise ValueError(f"{k}= can't be given here, where there are several learners: give {by}=")
+    for k in kwargs.keys() - inspect.signature(SparsifyCallback.__init__).parameters.keys():
+        raise ValueError(f"{k}= is no argument of SparsifyCallback; how to train is told by fit=, such as fit=lambda learn, n_epoch, cbs: learn.fit(n_epoch, 1e-3, cbs=cbs)")
     if hasattr(kwargs.get('data'), '__next__'): raise ValueError("data= is an iterator, and would be used up by the first run: give a list or a DataLoader")
     if draw and ax is not None and len(np.ravel(ax)) < 2: raise ValueError("ax= must be two axes: one for the sparsity, one for the metric")
     make = lambda name: SparsifyCallback(sparsity, schedule=named[name], verbose=verbose, **kwargs) if name in named else None

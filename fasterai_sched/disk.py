@@ -25,6 +25,10 @@ def _safetensors():
     except ImportError as e: raise ImportError("save_sparse and load_sparse need safetensors: pip install 'fasterai_sched[disk]'") from e
     return safetensors
 
+def _path(path):
+    if not isinstance(path, (str, os.PathLike)): raise ValueError(f"path={type(path).__name__}(...) is no path: save_sparse(model, path), load_sparse(path, model)")
+    return Path(path).expanduser()
+
 def _real(t):
     "Complex numbers as two, and nothing left to be done lazily"
     return torch.view_as_real(t.resolve_conj()) if t.is_complex() else t.resolve_neg()
@@ -110,7 +114,7 @@ def save_sparse(
     """Save a model's `state_dict` without its zeros: of each tensor the values that are not 0 and a bit for each place, or all of it where that is less. A safetensors file (`pip install 'fasterai_sched[disk]'`), without pickle.
     `load_sparse` gives back every bit, of any dtype. Raises ValueError for what is no ordinary tensor (sparse layouts, quantized, extra state)"""
     st,tensors,about,seen,memory = _safetensors(),{},{},{},set()
-    path = Path(path).expanduser().resolve()
+    path = _path(path).resolve()
     if not path.parent.is_dir(): raise FileNotFoundError(f"path={str(path)!r}: there is no folder {str(path.parent)!r}")
     state = _state(model)
     for k,v in state.items():
@@ -137,7 +141,7 @@ def load_sparse(
     model:nn.Module=None # The model to load it into, on whatever device it is; None: into none
 ):                       # The model; without one, the `state_dict`, on the CPU
     "Load what `save_sparse` has saved, to the bit. Raises ValueError for any other file and for a damaged one, and RuntimeError, as `load_state_dict` does, where the model has other names or shapes; the model is left as it was then"
-    path,st = Path(path).expanduser(),_safetensors()
+    path,st = _path(path),_safetensors()
     try:
         with st.safe_open(path, 'pt') as f:
             meta = f.metadata() or {}

@@ -27,7 +27,7 @@ class Plan:
     steps:int          # Optimizer steps of the fit
     last_move:int      # The step at which the masks move last; 0: they don't
     notes:tuple=()     # What is worth knowing, a sentence each
-    problems:tuple=()  # What can't be done as asked, a sentence each
+    problems:tuple=()  # What can't be done as asked, a sentence each; then nothing else is shown
     unit:str='groups'  # 'groups', or 'weights' where the context counts those and only training will tell how many of each layer
 
     @property
@@ -50,21 +50,23 @@ class Plan:
         yield ['Overall', '', 'all' if self.unit == 'groups' else 'weights', f'{sum(l.groups for l in self.lines if not l.frozen):,}', '', *(show(self.pruned[e]) for e in es)]
 
     def _said(self):
+        if self.problems: return
         if len(self._epochs()) < len(self.due): yield 'Epochs at whose end little or nothing else is due are left out: to_df() has them all'
         yield (f'{self.steps:,} steps; the masks move last at step {self.last_move:,}, and {self.recovery:,} {"is" if self.recovery == 1 else "are"} left to recover' if self.last_move
                else f'{self.steps:,} steps; the masks do not move')
         yield from self.notes
-        for p in self.problems: yield f'Can not be done: {p}'
 
     def __str__(self):
         cells = list(self._rows())
         widths = [max(len(r[i]) for r in cells) + 2 for i in range(len(cells[0]))]
         head,due,*rows,foot = [''.join(f'{c:<{w}}' for c,w in zip(r, widths)).rstrip() for r in cells]
         rule = '-'*max(80, *map(len, (head, *rows)))
-        return '\n'.join([rule, head, due, rule, *rows, rule, foot, *self._said()])
+        table = [rule, head, due, rule, *rows, rule, foot]
+        return '\n'.join([*(f'Can not be done: {p}' for p in self.problems), *(table if not self.problems else []), *self._said()])
     __repr__ = __str__
 
     def _repr_html_(self):
+        if self.problems: return ''.join(f'<p>Can not be done: {escape(p)}</p>' for p in self.problems)
         head,*rows = [[escape(c) for c in r] for r in self._rows()]
         tr = lambda cells, tag: '<tr>' + ''.join(f'<{tag} style="text-align:{"left" if i < 3 else "right"}">{c}</{tag}>' for i,c in enumerate(cells)) + '</tr>'
         return f'<table><thead>{tr(head, "th")}</thead><tbody>{"".join(tr(r, "td") for r in rows)}</tbody></table>' + ''.join(f'<p>{escape(s)}</p>' for s in self._said())
@@ -82,7 +84,8 @@ def make_plan(
     round_to=None,   # As for `Sparsifier.sparsify_model`
     unselected=(),   # (name, number of weights) of large weights that are not selected
     notes=(),        # Sentences that are known already
-    problems=()      # and problems
+    problems=(),     # and problems
+    aims:bool=True   # Whether there is a target, and zeros are not only kept
 ) -> Plan:
     "The plan of a fit"
     context,steps = sparsifier.options.budget,times[-1]
@@ -95,14 +98,14 @@ def make_plan(
     for e in range(n_epoch):
         try: each,total = pruned((e + 1)*steps//n_epoch); ends.append(each); totals.append(total)
         except ValueError as e: ends.append({}); totals.append(None); refused.append(str(e))
-    final = {} if context.together else {l:float(s) for l,s in sparsifier.due(dues[-1]).items()}
-    lines = tuple(Line(l.name, l.index, type(l.module).__name__, l.n, l.size, final.get(l, None if context.together else 0.), tuple(end.get(l.name) for end in ends), l.frozen) for l in sparsifier.layers)
+    final = {} if context.together or not aims else {l:float(s) for l,s in sparsifier.due(dues[-1]).items()}
+    lines = tuple(Line(l.name, l.index, type(l.module).__name__, l.n, l.size, final.get(l, None if context.together or not aims else 0.), tuple(end.get(l.name) for end in ends), l.frozen) for l in sparsifier.layers)
     before = dict(zip(times, [0, *times]))
     last  = target.last_move(times) or times[0]*(not refused and pruned(times[0]) != pruned(0)) # a constant one moves them at once
     while last and not refused and (not by_score or not round_to) and pruned(before[last]) == (ends[-1], totals[-1]): last = before[last] # it asks for a fraction of a group more
     notes = *notes,*_remarks(lines, steps, last, not sparsifier.options.nm, context, round_to),*(['Not selected: ' + ', '.join(f'{n} ({p:,})' for n,p in unselected)] if unselected else [])
     shares = [sum(s*l.numel for l,s in sparsifier.due(d).items() if not l.frozen)/max(sum(l.numel for l in sparsifier.due(d) if not l.frozen), 1) for d in dues]
-    return Plan(lines, tuple(f'{round(float(s), 2):g}%' for s in shares), tuple(totals), steps, last, notes, (*problems, *refused[-1:]), 'weights' if by_score and not context.in_groups else 'groups')
+    return Plan(lines, tuple(f'{round(float(s), 2):g}%' if aims else '' for s in shares), tuple(totals), steps, last, notes, (*problems, *refused[-1:]), 'weights' if by_score and not context.in_groups else 'groups')
 
 def _remarks(lines, steps, last_move, whole, context, round_to):
     "What a table does not say at first sight; `whole`: a layer all of whose groups are pruned has nothing left"

@@ -53,6 +53,7 @@ class Report:
     rows:tuple           # Of `Row`
     unselected:tuple=()  # Large weights that no row counts, each more than 1% of the model's: (name, number of weights)
     notes:tuple=()       # What else there is to know, a sentence each; shown under the table in a notebook
+    why:str='they are not selected' # Why no row counts those
     sizes:tuple=None     # Bytes of the whole model: as it is, and as `save_sparse` would write it; None: not looked at
 
     @property
@@ -79,7 +80,7 @@ class Report:
                 for r in self.rows]
         foot = tr('Overall', '', 'all', f'{self.params:,}', f'{self.zeros:,}', f'{self.sparsity:.2f}%', _bar(self.sparsity), tag='th')
         rest = ', '.join(f'{escape(n)} ({p:,})' for n,p in self.unselected)
-        notes = [*([f'Not counted above, as these are not selected: {rest}'] if rest else []), *map(escape, self.notes), *([_on_disk(*self.sizes)] if self.sizes else [])]
+        notes = [*([f'Not counted above, as {self.why}: {rest}'] if rest else []), *map(escape, self.notes), *([_on_disk(*self.sizes)] if self.sizes else [])]
         return f'<table><thead>{head}</thead><tbody>{"".join(body)}</tbody><tfoot>{foot}</tfoot></table>' + ''.join(f'<p>{n}</p>' for n in notes)
 
     def to_df(self):
@@ -119,7 +120,8 @@ def sparsity_report(
             seen.add(id(w))
             rows.append(Row(name, i, type(m).__name__, w.numel(), n_zeros(w), name in frozen))
     if not rows: raise ValueError(f"No {type_name(layer_type)} with a weight in this {type(model).__name__}; it has {weight_types(model)}")
-    return Report(tuple(rows), _unselected(model, seen), sizes=None if whole is False else n_bytes(model if whole is None else whole))
+    why = Report.why if names is not None else f'only {type_name(layer_type)} is'
+    return Report(tuple(rows), _unselected(model, seen), why=why, sizes=None if whole is False else n_bytes(model if whole is None else whole))
 
 def type_name(layer_type):
     "The name of a layer type, or of each of a tuple"

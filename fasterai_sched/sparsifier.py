@@ -45,6 +45,7 @@ class Sparsifier:
         recalibrate:bool=True       # Look at the inputs again each time the masks grow; False: once
     ):
         "Raises ValueError for an unknown word, for no layer of that type, and for a weight that is computed (spectral_norm, weight_norm)"
+        if not isinstance(model, nn.Module): raise ValueError(f"model={model!r} must be an nn.Module")
         o = self.options = Options(granularity, context, criteria, nm, layer_type, layers, exclude, keep_zeros, max_sparsity, data, recalibrate)
         self.model,self.granularity,self.context,self.layer_type = model,granularity,context,o.layer_type
         self.criteria,self.keep_zeros = o.criteria,keep_zeros

@@ -106,9 +106,9 @@ class Target:
     ) -> Target:
         "With the schedule between two epochs; raises ValueError for a window that is not inside of the fit"
         if start is not None and start >= n: raise ValueError(f"start_epoch={start} is beyond this fit of {n} epochs, 0 to {n-1} "
-                                                                "(the two phases of fine_tune are two fits)")
+                                                                "(a schedule is over the epochs of one fit: to stop early, stop a longer one; the two phases of fine_tune are two)")
         if end is not None and end > n: raise ValueError(f"end_epoch={end} is beyond this fit of {n} epochs: the last it may be is {n} "
-                                                         "(the two phases of fine_tune are two fits)")
+                                                         "(a schedule is over the epochs of one fit: to stop early, stop a longer one; the two phases of fine_tune are two)")
         if start is not None and end is None and start/n >= self.schedule.end_pct:
             raise ValueError(f"start_epoch={start} comes after the schedule ends, at {self.schedule.end_pct:.0%} of {n} epochs: give end_epoch too")
         if end is not None and start is None and end/n <= self.schedule.start_pct:

@@ -170,6 +170,9 @@ def test_a_fit_that_ends_amid_an_epoch_has_no_steps_left_and_a_cancelled_epoch_n
         if l.epoch == 0: raise CancelEpochException
     assert [r['epoch'] for r in few(lambda: tiny_learner(cbs=Spy('before_epoch', skip))).attrs['runs']] == [1, 1]
 
+def test_how_to_train_is_no_option_of_the_callback():
+    with pytest.raises(ValueError, match=r'lr= is no argument of SparsifyCallback; how to train is told by fit='): few(tiny_learner, lr=3)
+
 def test_a_fit_that_leaves_the_callbacks_out_is_told():
     with pytest.raises(RuntimeError, match='fit= must give the callbacks'): few(tiny_learner, fit=lambda learn, n, cbs: learn.fit(n))
 

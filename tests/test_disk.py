@@ -219,3 +219,7 @@ def test_without_safetensors_it_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, 'safetensors.torch', None)
     with pytest.raises(ImportError, match=r"pip install 'fasterai_sched\[disk\]'"): save_sparse(net(), tmp_path/'m')
     assert sparsity_report(net()).sizes # the sizes need no file
+
+def test_the_order_of_arguments_is_told():
+    for call in (lambda: save_sparse('x', nn.Linear(1, 1)), lambda: load_sparse(nn.Linear(1, 1), 'x')):
+        with pytest.raises(ValueError, match=r'path=Linear\(...\) is no path: save_sparse\(model, path\), load_sparse\(path, model\)'): call()

@@ -1,5 +1,6 @@
 """The plan: what it says before a fit is what the fit does."""
 import warnings
+from html import escape
 from functools import partial
 
 import pytest
@@ -8,7 +9,7 @@ from fastai.vision.all import GradientAccumulation
 from helpers import Spy, tiny_dls, tiny_learner, zeros
 from torch import nn
 
-from fasterai_sched import Schedule, SparsifyCallback, agp, iterative, one_shot, sched_oneshot
+from fasterai_sched import Schedule, Sparsifier, SparsifyCallback, agp, iterative, one_shot, sched_oneshot
 from fasterai_sched.budgets import contexts
 from fasterai_sched.schedules import schedules
 
@@ -71,10 +72,10 @@ def test_long_fits_are_thinned_out():
     assert head[5:] == [w for e in p._epochs() for w in ('Epoch', str(e))] and len(p._epochs()) == 8 and p.due[p._epochs()[-1]] == p.due[-1] and len(p.due) == 100
 
 def test_what_cannot_be_done_is_said_and_not_raised():
-    assert plan(2, start_epoch=5).problems == ('start_epoch=5 is beyond this fit of 2 epochs, 0 to 1 (the two phases of fine_tune are two fits)',)
+    assert plan(2, start_epoch=5).problems == ('start_epoch=5 is beyond this fit of 2 epochs, 0 to 1 (a schedule is over the epochs of one fit: to stop early, stop a longer one; the two phases of fine_tune are two)',)
     assert plan(2, rewind_epoch=7).problems == ('rewind_epoch=7 is beyond this fit of 2 epochs, 0 to 1',)
     p = plan(2, context='erk', max_sparsity=40)
-    assert p.problems == ("sparsity=60.0 can't be reached with max_sparsity=40: 40% is the most",) and "Can not be done: sparsity=60.0 can't be reached" in str(p)
+    assert p.problems == ("sparsity=60.0 can't be reached with max_sparsity=40: 40% is the most",) and str(p) == f'Can not be done: {p.problems[0]}' and p._repr_html_() == f"<p>{escape(str(p))}</p>"
     with pytest.raises(ValueError, match="sparsity=60.0 can't be reached with max_sparsity=40"): tiny_learner().fit(2, cbs=SparsifyCallback(60, context='erk', max_sparsity=40))
 
 @pytest.mark.parametrize('kwargs,said', [
@@ -177,3 +178,9 @@ def test_groups_without_selected_layers_take_no_step():
     split = lambda m: [list(m[0].parameters()), list(m[1:7].parameters()), list(m[7].parameters())]
     p = plan(learn=tiny_learner(splitter=split), sparsity=slice(30, 90))
     assert [l.target for l in p.lines] == [30, 90]
+
+def test_where_zeros_are_only_kept_there_is_no_target():
+    learn = tiny_learner()
+    Sparsifier(learn.model).sparsify_model(50)
+    p = SparsifyCallback(keep_zeros=True).plan(learn, 2)
+    assert {l.target for l in p.lines} == {None} and [l.pruned for l in p.lines] == [(54, 54), (162, 162)] and set(p.due) == {''} and not p.last_move

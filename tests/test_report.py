@@ -155,13 +155,14 @@ def test_html_names_large_weights_that_were_not_selected():
     m = nn.Sequential(nn.Conv2d(1, 8, 3), nn.MultiheadAttention(8, 2), nn.GRU(8, 8), nn.BatchNorm2d(8), nn.Linear(1, 1))
     rep = sparsity_report(m)
     assert dict(rep.unselected) == {'1.in_proj_weight':192, '1.out_proj.weight':64, '2.weight_ih_l0':192, '2.weight_hh_l0':192}
-    note = '<p>Not counted above, as these are not selected: 1.in_proj_weight (192), 1.out_proj.weight (64), '
+    note = '<p>Not counted above, as only Conv2d is: 1.in_proj_weight (192), 1.out_proj.weight (64), '
     assert note in rep._repr_html_()
+    assert note.replace('only Conv2d is', 'they are not selected') in sparsity_report(m, nn.Module, ['0'])._repr_html_()
     assert 'in_proj' not in str(rep)
 
 def test_html_has_no_note_when_everything_large_is_counted():
     rep = sparsity_report(net(), (nn.Conv2d, nn.Linear))
-    assert rep.unselected == () and 'Not selected' not in rep._repr_html_()
+    assert rep.unselected == () and 'Not counted' not in rep._repr_html_()
 
 def test_the_data_frame_has_a_row_a_layer():
     df = sparsity_report(net(), frozen=['2.0']).to_df()
