@@ -205,7 +205,10 @@ class Sparsifier:
 
     def _bring(self, budget, s, round_to, clean=False):
         "Move the masks of a budget; whether they moved"
+        after = [(p, p.detach().clone()) for l in budget.layers for p,_ in l.after if id(p) in self.masters]
         moved = budget.move(s, round_to, self.generator, clean)
+        with torch.no_grad():
+            for p,was in after: self.masters[id(p)][p != was] = p[p != was].to(self.masters[id(p)]) # what returns with a channel: the optimizer would write its own copy over it
         for l in budget.layers:
             if moved or not clean: self._zero(l, moved and (l.done or clean))
         if moved and self.criteria.needs_update:

@@ -148,6 +148,19 @@ def test_a_channel_dead_since_another_fit_trains_when_it_returns():
     learn.fit(3, cbs=SparsifyCallback(90, 'filter', schedule='dsd'))
     assert zeros(learn.model)[0] == 0 and (learn.model[0].bn1.weight != 0).all()
 
+def test_what_returns_with_a_channel_returns_to_the_optimizers_copy_too():
+    model = seq(nn.BatchNorm2d(4))
+    nn.init.normal_(model[1].bias)
+    sp = Sparsifier(model, 'filter')
+    sp.masters = {id(p):p.detach().double() for p in model.parameters()}
+    was = {k:p.clone() for k,p in model.named_parameters()}
+    sp.sparsify_model(50)
+    for p in model.parameters(): assert (sp.masters[id(p)] == p).all()
+    assert (model[1].weight == 0).sum() == 2
+    sp.sparsify_model(0)
+    for p in model.parameters(): assert (sp.masters[id(p)] == p).all()
+    assert model[1].weight.equal(was['1.weight']) and model[1].bias.abs().equal(was['1.bias'].abs())
+
 def test_averages_and_tickets_hold_the_whole_channel():
     learn = tiny_learner(resnet())
     cb = SparsifyCallback(50, 'filter', schedule='one_shot')

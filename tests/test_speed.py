@@ -170,7 +170,7 @@ def test_agp_and_its_model_are_the_same_with_and_without_the_passes(monkeypatch)
         return [m.weight.detach().clone() for m in convs(learn.model)]
     assert all(torch.equal(a, b) for a,b in zip(run(True), run(False)))
 
-# -- what an adversary found -----------------------------------------------------------------------------------------------------------
+# -- what is not taken for granted -----------------------------------------------------------------------------------------------------------
 
 def hooked(learn, cb):
     "Whether pruned weights, and their averages, are 0 at each forward pass, seen by nobody"
