@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from fastai.callback.core import Callback, event
 from fastai.callback.fp16 import MixedPrecision, ModelToHalf, NonNativeMixedPrecision
 from fastai.callback.training import GradientAccumulation, GradientClip
@@ -27,7 +28,7 @@ from .report import sparsity_report
 from .schedules import agp, as_schedule, is_absolute
 from .sparsifier import Sparsifier
 from .targets import Target, as_lists, brackets, plain_numbers, snapped, update_times
-from .tickets import Rewinds, Snapshot
+from .tickets import Rewinds, Snapshot, uninitialized
 from . import plots
 
 __all__ = ['SparsifyCallback']
@@ -202,7 +203,7 @@ class SparsifyCallback(Callback):
 
     def _may_train(self):
         "Whether a layer that would be selected trains; no errors yet"
-        found = [f for f in find(self._part, self.layer_type, self.layers, self.exclude) if f.module._parameters.get(f.attr) is not None]
+        found = [f for f in find(self._part, self.layer_type, self.layers, self.exclude) if (w := f.module._parameters.get(f.attr)) is not None and not is_lazy(w)]
         return any(f.weight.requires_grad for f,_ in fitting(found, self.granularity, self.options.nm)[0])
 
     def before_validate(self):
@@ -231,8 +232,10 @@ class SparsifyCallback(Callback):
             return
         if not self._announced: self._announce()
         if self.epoch == self.rewind_epoch:
-            self._print(f'Saving Weights at epoch {self.epoch}')
-            self._snapshot = Snapshot(self._whole, self.learn)
+            if lazy := uninitialized(self._whole): warnings.warn(f"No weights are saved at epoch {self.epoch}: {lazy} are not initialized. Run the model once on a batch first")
+            else:
+                self._print(f'Saving Weights at epoch {self.epoch}')
+                self._snapshot = Snapshot(self._whole, self.learn)
             sp.save_refs()
 
     @property
@@ -277,7 +280,7 @@ class SparsifyCallback(Callback):
 
     def _announce(self):
         n = len(self.learn.dls.train)
-        self.target = self._within(self.target, self.epoch, self.n_epoch, n)
+        self.target = self._within(self.target, self.epoch, self.n_epoch, n, self._whole)
         self._settled = self.target.last_move(self._times(self.n_epoch, n))
         self.sparsifier.counts(self.target.due(1.), self.round_to) # raises for what max_sparsity does not allow
         self._check_round_to()
@@ -317,10 +320,10 @@ class SparsifyCallback(Callback):
         if moves*len(self.data) > 2*n: warnings.warn(f"The {len(self.data)} batches of data= are looked at each time the masks grow, {moves} times with schedule={self.schedule.__name__}: "
                                                      f"{moves*len(self.data):,} forward passes beside the {n:,} of training. recalibrate=False looks once")
 
-    def _within(self, target, first, n_epoch, n_iter):
+    def _within(self, target, first, n_epoch, n_iter, whole):
         "The target in the window of such a fit; raises ValueError for what does not fit into it"
         target = target.in_window(n_epoch, self.start_epoch, self.end_epoch)
-        self._rewinds.check(target, first, n_epoch, self._times(n_epoch, n_iter))
+        self._rewinds.check(target, first, n_epoch, self._times(n_epoch, n_iter), whole)
         return target
 
     def plan(self,
@@ -338,7 +341,7 @@ class SparsifyCallback(Callback):
             sp.refresh_frozen()
             groups = learn.splitter(whole) if learn.opt is None else learn.opt.param_lists
             target = self._target(sp, [groups] if isinstance(groups[0], nn.Parameter) else groups)
-            try: target = self._within(target, 0, n_epoch, n_iter)
+            try: target = self._within(target, 0, n_epoch, n_iter, whole)
             except ValueError as e: problems.append(str(e))
             try: sp.check_criteria()
             except ValueError as e: problems.append(str(e))

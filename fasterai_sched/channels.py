@@ -31,12 +31,12 @@ def _width(m): return getattr(m, 'out_channels', getattr(m, 'out_features', None
 def _fits(m, norm): return isinstance(norm, _BatchNorm) and norm.num_features == _width(m)
 
 def _by_rule(model):
-    "The next in a plain `nn.Sequential`, or the sibling `bn1` of a `conv1`, where the widths match"
+    "The next in a plain `nn.Sequential`, or a sibling `bn1` that comes after `conv1` (before it, it is that of a pre-activation), where the widths match"
     found,any_norm = {},any(isinstance(m, _BatchNorm) for m in model.modules())
     for parent,p in model.named_modules():
         at,children = parent + '.' if parent else '',dict(p.named_children())
         names = list(children)
         for n,after in zip(names, [*names[1:], None]):
-            if type(p).forward is not nn.Sequential.forward: after = n.replace('conv', 'bn') if 'conv' in n else None
-            if after in children and _fits(children[n], children[after]): found[at + n] = at + after
+            if getattr(type(p), 'forward', None) is not nn.Sequential.forward: after = n.replace('conv', 'bn') if 'conv' in n else None # a scripted one has none
+            if after in names[names.index(n):] and _fits(children[n], children[after]): found[at + n] = at + after
     return found,{n for n,m in model.named_modules() if any_norm and _width(m) and n not in found}

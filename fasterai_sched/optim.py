@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 __all__ = ['find_masters', 'state_of', 'slow_weights', 'shares_memory', 'keeps_zeros']
 
@@ -44,7 +45,7 @@ def shares_memory(
     "Whether another parameter lies where one of them does: what is written to that is written to this"
     mine = {id(w) for w in weights}
     at = {w.untyped_storage().data_ptr() for w in weights}
-    return any(id(p) not in mine and p.untyped_storage().data_ptr() in at for p in model.parameters())
+    return any(id(p) not in mine and not is_lazy(p) and p.untyped_storage().data_ptr() in at for p in model.parameters()) # a lazy one has no memory yet
 
 def keeps_zeros(
     opt     # The learner's optimizer

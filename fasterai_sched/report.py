@@ -92,9 +92,10 @@ class Report:
 def weights_of(m:nn.Module) -> dict:
     "A layer's own weights by what it calls them: `weight`, or what it has in its place (attention's `in_proj_weight`, an RNN's `weight_ih_l0` ...)"
     # a parametrization's weight is not looked at: to look is to compute, and may change buffers. torch's pruning leaves a plain tensor
-    w = m._parameters.get('weight', m.__dict__.get('weight'))
+    own = dict(m._parameters.items()) # a scripted layer's are no dict
+    w = own.get('weight', m.__dict__.get('weight'))
     if w is not None: return {'weight':w}
-    return {n:p for n,p in m._parameters.items() if p is not None and 'weight' in n and p.ndim > 1}
+    return {n:p for n,p in own.items() if p is not None and 'weight' in n and p.ndim > 1}
 
 def _unselected(model, counted, share=0.01):
     "Parameters of two or more dimensions that hold over `share` of the model's, are not `counted`, and are not bias or norm"

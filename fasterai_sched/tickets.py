@@ -5,8 +5,15 @@ import warnings
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-__all__ = ['Rewinds', 'Snapshot']
+__all__ = ['Rewinds', 'Snapshot', 'uninitialized']
+
+def uninitialized(
+    model:nn.Module # The whole model
+) -> list:
+    "Names of its lazy parameters, which have no values to save yet"
+    return [n for n,p in model.named_parameters() if is_lazy(p)]
 
 class Rewinds:
     "When the weights go back, and to which"
@@ -25,12 +32,14 @@ class Rewinds:
         target,      # `Target` in the fit's window
         first:int,   # The epoch it begins at
         n_epoch:int, # How many it has
-        times:list   # Steps at which masks may move
+        times:list,  # Steps at which masks may move
+        model        # The whole model
     ):
         "ValueError for what a fit can't do; a warning for a schedule that would rewind too often"
         if self.epoch is None: return
         for n,v in self.words.items():
             if first > self.epoch: raise ValueError(f"{n}={v!r} needs the weights of rewind_epoch={self.epoch}, and this fit begins at epoch {first}")
+            if first == self.epoch and (lazy := uninitialized(model)): raise ValueError(f"{n}={v!r} needs the weights of rewind_epoch={self.epoch}, and {lazy} are not initialized: run the model once on a batch first")
         if self.epoch >= n_epoch: raise ValueError(f"rewind_epoch={self.epoch} is beyond this fit of {n_epoch} epochs, 0 to {n_epoch-1}")
         if not self.lth: return
         at = self.epoch/n_epoch

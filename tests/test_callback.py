@@ -637,6 +637,22 @@ def test_nothing_saved_nothing_printed_nothing_to_rewind(capsys):
     assert not any('Saving' in l for l in lines(capsys))
     with pytest.raises(RuntimeError, match='rewind_epoch=None'): cb.rewind()
 
+def lazy_head(): return nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.LazyLinear(3))
+
+def test_a_lazy_head_is_no_hindrance_but_to_a_rewind(capsys):
+    learn,sp_cb = tiny_learner(lazy_head()),SparsifyCallback(50)
+    with pytest.warns(UserWarning, match=r"No weights are saved at epoch 0: \['2.weight', '2.bias'\] are not initialized. Run the model once"): learn.fit(1, cbs=sp_cb)
+    assert 'Saving' not in capsys.readouterr().out and zeros(learn.model) == [36]
+    with pytest.raises(RuntimeError, match='No weights are saved'): sp_cb.rewind()
+    learn = tiny_learner(lazy_head())
+    learn.fit(2, cbs=SparsifyCallback(50, rewind_epoch=1, reset_end=True, schedule=one_shot)) # by then it is
+    assert zeros(learn.model) == [36]
+
+@pytest.mark.parametrize('kwargs,match', [(dict(lth=True), r"lth=True needs the weights of rewind_epoch=0, and \['2.weight', '2.bias'\] are not initialized"),
+                                          (dict(layer_type=nn.Linear), r"Layer '2' \(LazyLinear\) is not initialized: run the model once")])
+def test_a_lazy_layer_is_refused_where_its_weights_are_needed(kwargs, match):
+    with pytest.raises(ValueError, match=match): tiny_learner(lazy_head()).fit(1, cbs=SparsifyCallback(50, schedule=one_shot, **kwargs))
+
 def test_a_ticket_is_written_once(tmp_path, capsys):
     fit(SparsifyCallback(60, schedule=iterative, lth=True, save_tickets=True), 5, tiny_learner(path=tmp_path))
     assert sum(l.startswith('Saving ticket') for l in lines(capsys)) == 3 == len(list(tmp_path.rglob('*.pth')))

@@ -1,7 +1,7 @@
 """A dead output channel takes its bias and its batch norm along, so that to remove it changes nothing."""
 import pytest
 import torch
-from fastai.vision.all import Adam, ResBlock, XResNet
+from fastai.vision.all import Adam, ResBlock, SGD, XResNet
 from helpers import Spy, tiny_dls, tiny_learner, zeros
 from torch import nn
 
@@ -27,6 +27,13 @@ class Block(nn.Module):
         if self.data_decides and x.sum() > 1e9: return x
         return (self.bn2(self.conv2(self.bn1(self.conv1(x)).relu())) + self.downsample(x)).relu()
 
+class PreActivation(nn.Module):
+    "Each batch norm before its convolution, of the same width"
+    def __init__(self):
+        super().__init__()
+        self.bn1,self.conv1,self.bn2,self.conv2 = nn.BatchNorm2d(2),nn.Conv2d(2, 2, 3),nn.BatchNorm2d(2),nn.Conv2d(2, 2, 3)
+    def forward(self, x): return x if x.sum() > 1e9 else self.conv2(self.bn2(self.conv1(self.bn1(x).relu())).relu())
+
 def resnet(data_decides=False, seed=0):
     torch.manual_seed(seed)
     return nn.Sequential(Block(2, 8, data_decides), Block(8, 8, data_decides), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
@@ -39,7 +46,7 @@ PAIRS = {f'{b}.{c}':f'{b}.{n}' for b in '01' for c,n in (('conv1', 'bn1'), ('con
     (Two(lambda s, x: s.bn(s.conv(x))), {'conv':'bn'}, set()), (Two(lambda s, x: s.bn(s.conv(x)) + s.bn(s.other(x))), {}, {'conv', 'other'}),
     (Two(lambda s, x: s.bn(y := s.conv(x)) + y), {}, {'conv'}), (Two(lambda s, x: s.bn(s.conv(x) + s.other(x))), {}, set()),
     (Two(lambda s, x: s.bn(s.conv(s.conv(x)[:, :2]))), {}, {'conv'}), (Two(lambda s, x: s.bn(torch.cat([s.conv(x), s.other(x)], 1)), 8), {}, set()),
-    (Two(lambda s, x: s.bn(s.conv(x)) if x.sum() > 0 else x), {'conv':'bn'}, {'other'}), (resnet(), PAIRS, set()), (resnet(True), PAIRS, set())])
+    (Two(lambda s, x: s.bn(s.conv(x)) if x.sum() > 0 else x), {'conv':'bn'}, {'other'}), (PreActivation(), {}, {'conv1', 'conv2'}), (resnet(), PAIRS, set()), (resnet(True), PAIRS, set())])
 def test_which_batch_norm_a_layer_alone_feeds(model, found, unsure):
     state = torch.get_rng_state()
     assert batch_norms(model)[0] == found and (batch_norms(model)[1] == unsure or found == PAIRS)
@@ -49,6 +56,21 @@ def test_fastais_own_blocks():
     model = XResNet(ResBlock, 1, [1]*4, n_out=3, stem_szs=(4, 4, 64), widen=.125, c_in=2)
     convs = [n for n,m in model.named_modules() if isinstance(m, nn.Conv2d)]
     assert batch_norms(model)[0] == {n:n[:-1] + '1' for n in convs}
+
+@pytest.mark.filterwarnings('ignore:.*torch.jit:FutureWarning')
+@pytest.mark.parametrize('granularity', ['weight', 'filter'])
+def test_a_part_in_torchscript_is_left_alone(granularity):
+    class Scripted(nn.Module):
+        "Not to be traced"
+        def __init__(self):
+            super().__init__()
+            self.conv,self.bn = nn.Conv2d(2, 4, 3, padding=1),nn.BatchNorm2d(4)
+            self.part = torch.jit.script(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()))
+        def forward(self, x): return x if x.sum() > 1e9 else self.part(self.bn(self.conv(x)))
+    model = nn.Sequential(Scripted(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    tiny_learner(model, opt_func=SGD).fit(1, cbs=SparsifyCallback(50, granularity=granularity, verbose=False))
+    assert zeros(model[0].conv) == [36] and model[0].part.state_dict()['0.weight'].all()
+    assert (model[0].bn.weight == 0).sum() == (2 if granularity == 'filter' else 0)
 
 def removed(m, norm, after):
     "The two layers without the channels of `m` that are dead, and what is behind them without those inputs"
