@@ -302,7 +302,7 @@ THEME = dict(name='material', font=False, icon=dict(logo='material/grid'),
              palette('(prefers-color-scheme: dark)', 'weather-night', "the system's", scheme='slate', primary='indigo', accent='indigo')])
 
 EXTENSIONS = {'attr_list': {}, 'md_in_html': {}, 'sane_lists': {}, 'tables': {}, 'toc': dict(permalink=True, slugify=slugify(case='lower')),
-    'pymdownx.highlight': dict(anchor_linenums=True, line_spans='__span', linenums_style='pymdownx-inline'), 'pymdownx.superfences': {},
+    'pymdownx.highlight': dict(anchor_linenums=True, pygments_lang_class=True, line_spans='__span', linenums_style='pymdownx-inline'), 'pymdownx.superfences': {},
     'pymdownx.arithmatex': dict(generic=True), 'pymdownx.tilde': {}}
 
 def config(docs, at, out):

@@ -47,7 +47,7 @@ def test_a_loop_along_a_schedule_by_gradients():
 def test_the_one_line_use(capsys):
     from fastai.vision.all import CrossEntropyLossFlat, Learner
     from helpers import tiny_dls
-    call = re.search(r'learn\.fit\(.*\)', BLOCKS[0])[0]
+    call = re.search(r'learn\.fit\(.*\)', BLOCKS[0], re.S)[0]
     learn = Learner(tiny_dls(), tiny_model(), loss_func=CrossEntropyLossFlat())
     with learn.no_bar(): exec('from fasterai_sched import *\n' + call, dict(learn=learn))
     assert 'Overall              all             432        388           89.81%' in capsys.readouterr().out

@@ -156,3 +156,10 @@ def test_names_and_sources_are_linked(site):
 def test_lists_and_tables_as_github_takes_them():
     assert build_site.gfm('words\n- one\n  - two\n\n```\nwords\n- code\n```') == 'words\n\n- one\n    - two\n\n```\nwords\n- code\n```'
     assert build_site.gfm('words\n| a |\n|---|') == 'words\n\n| a |\n|---|'
+
+def test_code_and_messages_go_on_in_the_next_line_and_tables_do_not(site):
+    blocks = [b for n in PAGES.values() for b in site[0][n].select('.highlight')]
+    shown  = [(b, b.get_text().strip('\n')) for b in blocks if 'output' in b['class']]
+    assert all(('prose' in b['class']) == ('\n' not in text) for b,text in shown) and 10 < sum('prose' in b['class'] for b,_ in shown) < len(shown) - 10
+    css = (site[1]/'site.css').read_text(encoding='utf-8')
+    for kind in ('language-python', 'prose'): assert any(kind in b['class'] for b in blocks) and re.search(rf'\.{kind} pre > code.*pre-wrap', css)
