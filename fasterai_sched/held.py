@@ -37,8 +37,10 @@ class Held(Found):
         self.frozen = False
         self.after  = []    # (parameter, its values when each channel died): the bias and the batch norm of whole output channels
         self.scale  = None  # which of them is the batch norm's weight
-        out = Granularities.out_dim(self.module) if self.attr == 'weight' else None
-        self.of_channels = out is not None and cut.plain and cut.dims != (0,) and set(range(1, self.weight.ndim + 1)) - set(cut.dims) <= {out}
+        self.norm   = None  # where channels may happen to die: the batch norm that takes the bias away again
+        self.voiced = None  # and which channels have a weight left; None: all
+        self.out    = Granularities.out_dim(self.module) if self.attr == 'weight' else None # the dimension of its output channels
+        self.of_channels = self.out is not None and cut.plain and cut.dims != (0,) and set(range(1, self.weight.ndim + 1)) - set(cut.dims) <= {self.out}
 
     @property
     def dim(self): return list(self.cut.dims)
@@ -52,6 +54,12 @@ class Held(Found):
     def size(self): return self.cut.size
     @property
     def numel(self): return self.weight.numel()
+
+    @property
+    def biased(self):
+        "Whether its channels may happen to die, and leave a bias alone. A grouped transposed convolution has other channels than its weight"
+        bias = None if self.of_channels or self.out is None else self.module._parameters.get('bias')
+        return bias is not None and len(bias) == self.weight.shape[self.out - 1]
 
     @property
     def gone(self):
@@ -177,6 +185,19 @@ class Held(Found):
         self.mask,self.fresh = mask,fresh
         if not self.dead: self.mask = self.keep = None
         if self.after: self._bury(before)
+        self.voiced = None if self.norm is None or self.mask is None else self._voiced()
+
+    def _voiced(self):
+        rows = self.keep.movedim(self.out - 1, 0).flatten(1).expand(self.weight.shape[self.out - 1], -1)
+        some = rows[:, :64].any(1) # nearly all have one among their first
+        rest = (~some).nonzero().flatten()
+        if len(rest): some[rest] = rows[rest].any(1)
+        return None if some.all() else some
+
+    def still(self):
+        "Of a channel without weights the bias is all there is, and to a batch norm that takes means away it is nothing: its gradient is rounding error, and an Adam would follow it far"
+        if self.voiced is None or not self.norm.training: return
+        if (g := self.module.bias.grad) is not None: hold(g, self.voiced)
 
     def _pattern(self, mask, low):
         "Of groups that were pruned before, what was; of the others, `low`"
@@ -205,7 +226,7 @@ class Held(Found):
         zero = self.cut.view(self.weight.detach() == 0)
         dims = tuple(d-1 for d in self.dim if d)
         gone = zero if not dims else zero.sum(dims, keepdim=True) >= self.size if self.cut.nm else zero.all(dims, keepdim=True)
-        self.mask = self.keep = self.first = self.fresh = None
+        self.mask = self.keep = self.first = self.fresh = self.voiced = None
         self.kept = self.dead = 0
         if zero.all() and not keep_empty:
             return warnings.warn(f"The weights of layer {self.name!r} are all zero: taken for an initialisation, they stay trainable (keep_zeros=True keeps them)")

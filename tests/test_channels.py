@@ -1,7 +1,7 @@
 """A dead output channel takes its bias and its batch norm along, so that to remove it changes nothing."""
 import pytest
 import torch
-from fastai.vision.all import Adam, ResBlock, SGD, XResNet
+from fastai.vision.all import Adam, ResBlock, RMSProp, SGD, XResNet
 from helpers import Spy, tiny_dls, tiny_learner, zeros
 from torch import nn
 
@@ -121,6 +121,60 @@ def test_single_weights_and_kernels_leave_bias_and_batch_norm_alone():
         model = seq(nn.BatchNorm2d(4))
         Sparsifier(model, g).sparsify_model(100)
         assert model[0].bias.all() and model[1].weight.all()
+
+@pytest.mark.parametrize('make,x', [(lambda: nn.Conv2d(3, 4, 2), (2, 3, 5, 5)), (lambda: nn.Conv2d(80, 4, 2), (2, 80, 5, 5)), (lambda: nn.ConvTranspose2d(3, 4, 2), (2, 3, 5, 5)),
+                                    (lambda: nn.Linear(3, 4), (5, 3)), (lambda: nn.Conv2d(4, 4, 2, groups=2), (2, 4, 5, 5))])
+def test_the_bias_of_a_channel_without_weights_waits_while_a_batch_norm_takes_it_away(make, x):
+    m,norm = make(),nn.BatchNorm1d(4) if len(x) == 2 else nn.BatchNorm2d(4)
+    bias,channel = m.bias.detach().clone(),[slice(None)]*m.weight.ndim
+    channel[isinstance(m, nn.ConvTranspose2d)] = 2
+    with torch.no_grad(): m.weight[tuple(channel)] *= 1e-4
+    sp = Sparsifier(nn.Sequential(m, norm), layer_type=type(m))
+    def grads():
+        m.bias.grad = torch.ones(4)
+        sp.mask_grads()
+        return m.bias.grad.tolist()
+    assert grads() == [1, 1, 1, 1]
+    sp.sparsify_model(25)
+    assert not m.weight[tuple(channel)].any() and grads() == [1, 1, 0, 1]
+    norm.eval() # takes away what it remembers, and not the bias
+    assert grads() == [1, 1, 1, 1]
+    norm.train()
+    sp.sparsify_model(0)
+    assert grads() == [1, 1, 1, 1] and m.bias.equal(bias)
+
+@pytest.mark.parametrize('granularity', ['weight', 'kernel', 'shared_weight', 'channel', (2, 1)])
+@pytest.mark.parametrize('after,waits', [((nn.BatchNorm2d(4),), True), ((nn.ReLU(), nn.BatchNorm2d(4)), False), ((nn.GroupNorm(2, 4),), False), ((), False)])
+def test_it_waits_in_every_granularity_and_only_there(granularity, after, waits):
+    model = seq(*after)
+    sp = Sparsifier(model, granularity)
+    sp.sparsify_model(100)
+    model[0].bias.grad = torch.ones(4)
+    sp.mask_grads()
+    assert model[0].bias.grad.any() == (not waits)
+
+def test_other_channels_than_the_weights_and_a_bias_of_two_layers_are_left_alone():
+    m = nn.ConvTranspose2d(4, 4, 2, groups=2)
+    shared = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+    shared[2].bias = shared[0].bias
+    for sp in (Sparsifier(nn.Sequential(m, nn.BatchNorm2d(4)), layer_type=type(m)), Sparsifier(shared)):
+        sp.sparsify_model(100)
+        bias = sp.layers[0].module.bias
+        bias.grad = torch.ones(4)
+        sp.mask_grads()
+        assert bias.grad.all()
+
+@pytest.mark.parametrize('opt_func', [Adam, RMSProp])
+def test_evaluation_is_training_where_a_channel_has_died(opt_func):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
+    with torch.no_grad(): model[0].weight[:3] *= 1e-2
+    learn = tiny_learner(model, dls=tiny_dls(n=400, bs=20, size=16), lr=.1, opt_func=opt_func)
+    learn.fit(5, cbs=SparsifyCallback(50, layers='0', schedule='one_shot', start_epoch=0, verbose=False))
+    assert not model[0].weight[:3].any() and model[0].weight[3:].all()
+    model.eval()
+    off = model[:2](torch.randn(4, 2, 6, 6)).transpose(0, 1).flatten(1) - model[1].bias[:, None]
+    assert off[:3].abs().max() < 1e-3 < .1 < off[3:].abs().max() # with a bias that is free to go .02 and .01, and here and there above 5
 
 def test_what_is_not_certain_is_left_alone_and_said():
     model = Two(lambda s, x: s.bn(s.conv(x)) + s.bn(s.other(x)))
