@@ -14,6 +14,7 @@ def batch_norms(
     model:nn.Module # Any model; it is traced with torch.fx, and not run
 ) -> tuple:         # {name of a layer: name of the batch norm}, {names of layers of which it isn't certain}
     "The batch norm that each layer alone feeds, and that nothing else feeds: from the graph, or, of a model that can't be traced, by rule"
+    if not any(isinstance(m, _BatchNorm) for m in model.modules()): return {},set()
     try:
         with untouched(model): graph = torch.fx.Tracer().trace(model)
     except Exception: return _by_rule(model) # data-dependent code, hooks, arguments that are no tensors: whatever stops the tracer
@@ -32,11 +33,11 @@ def _fits(m, norm): return isinstance(norm, _BatchNorm) and norm.num_features ==
 
 def _by_rule(model):
     "The next in a plain `nn.Sequential`, or a sibling `bn1` that comes after `conv1` (before it, it is that of a pre-activation), where the widths match"
-    found,any_norm = {},any(isinstance(m, _BatchNorm) for m in model.modules())
+    found = {}
     for parent,p in model.named_modules():
         at,children = parent + '.' if parent else '',dict(p.named_children())
         names = list(children)
         for n,after in zip(names, [*names[1:], None]):
             if getattr(type(p), 'forward', None) is not nn.Sequential.forward: after = n.replace('conv', 'bn') if 'conv' in n else None # a scripted one has none
             if after in names[names.index(n):] and _fits(children[n], children[after]): found[at + n] = at + after
-    return found,{n for n,m in model.named_modules() if any_norm and _width(m) and n not in found}
+    return found,{n for n,m in model.named_modules() if _width(m) and n not in found}
