@@ -13,7 +13,7 @@ from torch import nn
 
 from .callback import SparsifyCallback
 from .options import check_whole
-from .plots import plot_runs
+from .plots import as_axes, plot_runs
 from .report import sparsity_report
 from .schedules import agp, by_name, iterative, one_shot
 
@@ -113,7 +113,7 @@ def compare_schedules(
     for k in kwargs.keys() - inspect.signature(SparsifyCallback.__init__).parameters.keys():
         raise ValueError(f"{k}= is no argument of SparsifyCallback; how to train is told by fit=, such as fit=lambda learn, n_epoch, cbs: learn.fit(n_epoch, 1e-3, cbs=cbs)")
     if hasattr(kwargs.get('data'), '__next__'): raise ValueError("data= is an iterator, and would be used up by the first run: give a list or a DataLoader")
-    if draw and ax is not None and len(np.ravel(ax)) < 2: raise ValueError("ax= must be two axes: one for the sparsity, one for the metric")
+    if draw and ax is not None: as_axes(ax, 2)
     make = lambda name: SparsifyCallback(sparsity, schedule=named[name], verbose=verbose, **kwargs) if name in named else None
     maker = _Maker(make_learn)
     with _seeded(0): first = maker(0) # only to look at: not even looking may change how the others begin
@@ -127,5 +127,5 @@ def compare_schedules(
     of = pd.DataFrame(ends, columns=['schedule', metric, 'sparsity', 'recovery']).groupby('schedule', sort=False)
     df = pd.DataFrame({metric:of[metric].mean(), 'deviation':of[metric].std(), 'sparsity':of.sparsity.mean(), 'recovery':of.recovery.mean()})
     df.attrs['runs'] = epochs
-    if draw: plot_runs(dict(list(pd.DataFrame(epochs).groupby('schedule', sort=False))), metric, None if ax is None else np.ravel(ax))
+    if draw: plot_runs(dict(list(pd.DataFrame(epochs).groupby('schedule', sort=False))), metric, ax)
     return df

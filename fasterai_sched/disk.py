@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -85,6 +86,12 @@ def _whole(parts, dtype, shape):
 def _check_packed(packed, n):
     if packed.dtype != torch.uint8 or packed.numel() != -(-n//8) or n%8 and int(packed[-1]) & (255 >> n%8): raise ValueError(f'{packed.numel()} bytes of bits for {n} places')
 
+def _checksum(tensors, *texts):
+    "Of what the file holds and says: safetensors has none of its own"
+    crc = 0
+    for part in [*texts, *(x for n in sorted(tensors) for x in (n, tensors[n]))]: crc = crc32(part.encode() if isinstance(part, str) else part.reshape(-1).view(torch.uint8).numpy(), crc)
+    return f'{crc:08x}'
+
 def _odd(v):
     "What is not ordinary about what a state_dict holds, in words; None: nothing"
     if not isinstance(v, Tensor):     return f'of type {type(v).__name__}'
@@ -131,7 +138,8 @@ def save_sparse(
     mode = path.stat().st_mode if path.exists() else 0o644
     with TemporaryDirectory(dir=path.parent, prefix=f'.{path.name}.') as folder: # its own, as others may save to this path too
         half = Path(folder)/path.name
-        st.torch.save_file(tensors, half, {'format':'pt', 'sparse':FORMAT, 'tensors':json.dumps(about), 'versions':json.dumps(versions)})
+        said = dict(tensors=json.dumps(about), versions=json.dumps(versions))
+        st.torch.save_file(tensors, half, {'format':'pt', 'sparse':FORMAT, **said, 'checksum':_checksum(tensors, *said.values())})
         half.chmod(mode)
         os.replace(half, path)
     return path.stat().st_size
@@ -149,7 +157,9 @@ def load_sparse(
     except st.SafetensorError as e: raise ValueError(f"path={str(path)!r} is not a safetensors file: {e}") from e
     if meta.get('sparse') != FORMAT:
         raise ValueError(f"path={str(path)!r} was not written by save_sparse: its format is {meta.get('sparse', 'that of plain safetensors')!r}, and not {FORMAT!r}")
-    try: state = _rebuilt(stored, json.loads(meta['tensors']), json.loads(meta['versions']))
+    try:
+        state = _rebuilt(stored, json.loads(meta['tensors']), json.loads(meta['versions']))
+        if (found := _checksum(stored, meta['tensors'], meta['versions'])) != meta['checksum']: raise ValueError(f"the checksum is {found}, and {meta['checksum']} was saved")
     except Exception as e: raise ValueError(f"path={str(path)!r} is damaged: its parts don't make up what its header says: {type(e).__name__}: {e}") from e
     if model is None: return state
     _check_fits(bare := _bare(model), state, path)

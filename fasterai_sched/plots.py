@@ -3,11 +3,22 @@
 from __future__ import annotations
 import numpy as np
 
-__all__ = ['plot_curves', 'plot_history', 'plot_run', 'plot_runs', 'plot_layers', 'plot_weights']
+__all__ = ['as_axes', 'plot_curves', 'plot_history', 'plot_run', 'plot_runs', 'plot_layers', 'plot_weights']
 
 # at a contrast of at least 3 with white and with a notebook's black, and apart from each other without red and green too
 COLORS = ['#3d85c6', '#c2691d', '#379a4b', '#b25fbf', '#d65050', '#8a8a22', '#2a9797', '#a0785a']
 GREY   = '#7a7a7a' # of text: at 4
+
+def as_axes(
+    ax,        # What was given as `ax`
+    least=1,   # How many there must be,
+    most=None  # and may be at most; None: any number
+):             # An array of them
+    "One or several as several; ValueError for anything else"
+    axs = np.ravel(ax)
+    if not all(hasattr(a, 'spines') for a in axs) or not least <= len(axs) <= (most or len(axs)):
+        raise ValueError(f"ax={ax!r} must be {'two axes, one for the sparsity, one for the metric' if least == 2 else 'matplotlib axes'}, as plt.subplots({least if least > 1 else ''})[1] is, or None for new ones")
+    return axs
 
 def _style(ax):
     "Grey words on whatever is behind them"
@@ -29,8 +40,12 @@ def _new(n=1, figsize=(7,4), **kwargs):
         ax.set_prop_cycle(cycler(linestyle=['-', '--'])*cycler(color=COLORS))
     return axs[:,0]
 
+def _one(ax, **kwargs):
+    ax, = _new(**kwargs) if ax is None else as_axes(ax, 1, 1)
+    return _style(ax)
+
 def _axes(ax, **kwargs):
-    ax = _style(_new(**kwargs)[0] if ax is None else ax)
+    ax = _one(ax, **kwargs)
     ax.grid(axis='y', color=GREY, alpha=.25)
     return ax
 
@@ -90,7 +105,7 @@ def plot_run(
     draw = [lambda ax: plot_history(history, ax, begin, **kwargs)]
     if len(losses): draw.append(lambda ax: _plot_losses(ax, losses, table))
     if metrics:     draw.append(lambda ax: _plot_columns(ax, table, metrics))
-    axs = _new(len(draw), (7, 1.5 + 2*len(draw)), sharex=True) if ax is None else np.atleast_1d(ax).ravel()
+    axs = _new(len(draw), (7, 1.5 + 2*len(draw)), sharex=True) if ax is None else as_axes(ax)
     for f,ax in zip(draw, axs): f(ax)
     for ax in axs[1:]:
         _mark_epochs(_axes(ax), table.index)
@@ -114,7 +129,7 @@ def plot_runs(
     ax=None             # Two matplotlib axes; new ones, one above the other, if None
 ):                      # The two axes
     "Compare runs: sparsity over epochs, and a metric below on the same x-axis"
-    axs = _new(2, (7,7), sharex=True) if ax is None else ax
+    axs = _new(2, (7,7), sharex=True) if ax is None else as_axes(ax, 2)
     for ax,col in zip(axs, ('sparsity', metric)):
         _axes(ax)
         for name,df in runs.items():
@@ -138,7 +153,7 @@ def plot_layers(
 ):            # The axes
     "Draw how sparse each layer is over time, as a heat map, the first layer at the top"
     n = len(names)
-    ax = _style(_new(figsize=(7, 1.5 + min(.25*n, 8)))[0] if ax is None else ax)
+    ax = _one(ax, figsize=(7, 1.5 + min(.25*n, 8)))
     mesh = ax.pcolormesh(steps, np.arange(n + 1), np.asarray(sparsity), **{'vmin':0, 'vmax':100, 'cmap':'viridis', **kwargs})
     every = -(-n//40)
     ax.set_yticks(np.arange(0, n, every) + .5, names[::every], fontsize='small')

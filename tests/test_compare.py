@@ -99,7 +99,7 @@ def test_silent_a_bar_or_all_of_it(capsys):
     (dict(schedules={'dense':agp}), "'dense' is the name"), (dict(schedules=['agg']), "schedule='agg' is not a schedule"), (dict(sparsity=.5), 'sparsity=0.5'),
     (dict(end_epoch=9), 'one_shot: end_epoch=9'), (dict(granularity='nope'), "granularity='nope'"), (dict(layer_type=nn.LSTM), 'layer_type=LSTM: there is none'), (dict(n_epoch=0), 'n_epoch=0'),
     (dict(schedule=agp), "schedule= can't be given here"), (dict(end_sparsity=9), "end_sparsity= can't be given here.*give sparsity="), (dict(schedules={'mine':None}), 'schedule=None is not a schedule'), (dict(model=nn.ReLU()), 'model= .*give layers='), (dict(data=iter([])), 'data= is an iterator'),
-    (dict(draw=True, ax=3), 'ax= must be two axes')])
+    (dict(draw=True, ax=3), 'ax=3 must be two axes')])
 def test_what_cannot_be_done_is_said_before_any_training(kwargs, message):
     def fit(*_): raise AssertionError('trained')
     with pytest.raises(ValueError, match=message): compare(**{'fit':fit, **kwargs})

@@ -148,6 +148,18 @@ def test_a_damaged_file_is_refused(about, tensors, tmp_path):
     save_file({'w':torch.ones(2), **tensors}, tmp_path/'t', {'format':'pt', 'sparse':FORMAT, 'tensors':about if isinstance(about, str) else json.dumps(about), 'versions':'{}'})
     with pytest.raises(ValueError, match='is damaged: its parts'): load_sparse(tmp_path/'t')
 
+@pytest.mark.parametrize('bit', range(8))
+def test_a_bit_that_flips_is_found_wherever_it_matters(bit, tmp_path):
+    state,missed = {'w':torch.eye(40), 'half':torch.randn(30).half(), 'n':torch.tensor(7), 'none':torch.zeros(0, 3)},0
+    save_sparse(state, tmp_path/'t')
+    whole = (tmp_path/'t').read_bytes()
+    for i in range(bit, len(whole), 3):
+        (tmp_path/'t').write_bytes(whole[:i] + bytes([whole[i] ^ 1 << bit]) + whole[i + 1:])
+        try: assert same(load_sparse(tmp_path/'t'), state)
+        except ValueError: continue
+        missed += 1
+    assert missed <= 10 # in the words "format":"pt", which nobody reads
+
 def test_a_file_cut_short_is_refused(tmp_path):
     save_sparse(net(), tmp_path/'t')
     (tmp_path/'t').write_bytes((tmp_path/'t').read_bytes()[:-10])
@@ -179,8 +191,9 @@ def test_a_model_on_meta_is_refused_and_a_lazy_one_is_filled(tmp_path):
 
 def test_many_may_save_to_one_path_at_once(tmp_path):
     from concurrent.futures import ThreadPoolExecutor
-    with ThreadPoolExecutor(4) as ex: list(ex.map(lambda i: save_sparse(net(), tmp_path/'m'), range(24)))
-    assert same(load_sparse(tmp_path/'m'), net().state_dict()) and [p.name for p in tmp_path.iterdir()] == ['m']
+    model = net()
+    with ThreadPoolExecutor(4) as ex: list(ex.map(lambda i: save_sparse(model, tmp_path/'m'), range(24)))
+    assert same(load_sparse(tmp_path/'m'), model.state_dict()) and [p.name for p in tmp_path.iterdir()] == ['m']
 
 def test_a_link_stays_a_link_and_a_file_keeps_its_mode(tmp_path):
     (tmp_path/'real').touch(0o640)

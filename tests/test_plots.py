@@ -83,7 +83,7 @@ def test_runs_share_their_epochs_sparsity_above_and_a_metric_below():
 
 def test_runs_show_the_metric_asked_on_the_axes_given():
     axs = plt.subplots(1, 2)[1]
-    assert plot_runs(runs, 'valid_loss', axs) is axs
+    assert list(plot_runs(runs, 'valid_loss', axs)) == list(axs)
     assert axs[1].get_ylabel() == 'valid_loss' and [xy(l)[1] for l in axs[1].lines] == [[3, 2, 1], [4, 3, 2]]
 
 def table(**columns): return pd.DataFrame(columns, index=[5, 10])
@@ -111,6 +111,18 @@ def test_a_run_draws_on_the_axes_it_is_given():
     assert list(drawn) == list(axs) and [ax.get_ylabel() for ax in axs] == ['sparsity (%)', 'loss']
     ax = plt.subplots()[1]
     assert list(plot_run(history, losses, table(), ax=ax)) == [ax]
+
+@pytest.mark.parametrize('ax', [3, 'left', [None, None], plt])
+@pytest.mark.parametrize('draw', [curves, lambda ax: plot_history(history, ax=ax), lambda ax: heat(ax=ax), lambda ax: plot_weights([1., 2], [1., 0], ax=ax),
+                                  lambda ax: plot_run(history, losses, table(), ax=ax), lambda ax: plot_runs(runs, ax=ax)])
+def test_what_are_no_axes_is_told(draw, ax):
+    with pytest.raises(ValueError, match=r'ax=.* as plt.subplots\(2?\)\[1\] is, or None for new ones'): draw(ax=ax)
+
+def test_one_picture_takes_one_pair_of_axes_and_runs_take_two():
+    one,two = plt.subplots()[1],plt.subplots(2)[1]
+    with pytest.raises(ValueError, match='must be matplotlib axes'): curves(ax=two)
+    with pytest.raises(ValueError, match='must be two axes, one for the sparsity'): plot_runs(runs, ax=one)
+    assert curves(ax=two[:1]) is two[0]
 
 @pytest.mark.parametrize('nothing', [[], torch.zeros(0), torch.nn.ReLU(), [float('nan')]], ids=str)
 def test_no_weights_can_not_be_drawn_and_no_axes_are_made(nothing):
