@@ -199,6 +199,8 @@ class SparsifyCallback(Callback):
         if sum(cb is self for cb in self.learn.cbs) > 1:
             self.learn.cbs.remove(self) # fastai takes away one more: the learner is left without, and works
             raise ValueError("This SparsifyCallback is in the learner twice: give it to Learner(cbs=) or to fit(cbs=), or make a second one")
+        first = max((cb._skip_to for cb in self.learn.cbs if isinstance(cb, SkipToEpoch)), default=0)
+        if first and first >= self.n_epoch: warnings.warn(f"start_epoch={first} leaves none of {self.n_epoch} epochs to train: to resume, give fit the number of epochs in all, those before included")
         if not self._finding_lr and self._may_train(): self._column.claim()
 
     def _may_train(self):
@@ -300,7 +302,7 @@ class SparsifyCallback(Callback):
         sp,at,there = self.sparsifier,lambda x: self._asked_percent(self.target.due(x/self.n_epoch)),self.sparsifier.sparsity
         resumes = self.epoch and not getattr(self.learn, 'train_iter', 0) and any(isinstance(cb, SkipToEpoch) for cb in self.learn.cbs)
         due,fallen = self.target.due(self.epoch/self.n_epoch),self.target.fallen(self.epoch*n, self.n_epoch*n)
-        if resumes: warn_of_beginning(sp, due, max(at(self.epoch), at(self.epoch + 1)), self.epoch, self.n_epoch, self.round_to, fallen)
+        if resumes: warn_of_beginning(sp, due, at(self.epoch), self.epoch, self.n_epoch, self.round_to, fallen)
         elif there: warn_of_more(sp, self.target.sparsity, [at(self.epoch + (self.n_epoch - self.epoch)*i/100) for i in range(101)])
         if self.epoch: sp.resume(due, self.round_to, fallen)
         return there if there >= 1 and not resumes else 0
@@ -597,9 +599,11 @@ class SparsifyCallback(Callback):
         ax=None,        # Matplotlib axes to draw on; new ones if None
         **kwargs        # Passed to `plots.plot_weights`
     ):                  # The axes
-        "Draw the weights of `rewind_epoch` and those of now as distributions; raises RuntimeError before there was a fit, ValueError for a layer that was not selected"
+        "Draw the weights of `rewind_epoch`, if this fit has saved them, and those of now as distributions; raises RuntimeError before there was a fit, ValueError for a layer that was not selected"
         self._check_drawable()
         layers = [l for l in self.sparsifier.layers if layer in (None, l.name)]
         if not layers: raise ValueError(f"layer={layer!r} was not selected; these were: {[l.name for l in self.sparsifier.layers]}")
         before = None if self._snapshot is None else [self._snapshot.of(l.weight) for l in layers]
-        return plots.plot_weights(before, [l.weight for l in layers], ax=ax, **kwargs)
+        ax = plots.plot_weights(before, [l.weight for l in layers], ax=ax, **kwargs)
+        if layer is not None: ax.set_title(layer)
+        return ax

@@ -5,6 +5,7 @@ from contextlib import contextmanager, nullcontext
 import gc
 import inspect
 import random
+import warnings
 from weakref import ref
 
 import numpy as np
@@ -47,10 +48,14 @@ def _metric_of(learn, metric):
 
 class _Maker:
     "Makes learners, and sees to it that they are fresh and get the same data in the same order"
-    def __init__(self, make_learn): self.make_learn,self.seen = make_learn,[]
+    def __init__(self, make_learn): self.make_learn,self.seen,self.drawn = make_learn,[],{}
 
     def __call__(self, seed):
         learn = self.make_learn()
+        state = torch.get_rng_state().numpy().tobytes()
+        if self.drawn.setdefault(state, seed) != seed and self.drawn[state] is not None:
+            self.drawn[state] = None # said once
+            warnings.warn(f"make_learn={self.make_learn!r} sets a seed itself, so each of its networks begins with the same weights and deviations leave that out: let it not call set_seed")
         if not hasattr(learn, 'fit') or not hasattr(learn, 'dls'): raise ValueError(f"make_learn={self.make_learn!r} gives {type(learn).__name__}: it must make a Learner")
         if not hasattr(learn, 'recorder'): raise ValueError(f"make_learn={self.make_learn!r} gives a Learner without fastai's Recorder: there is nothing to compare by")
         if any(isinstance(cb, SparsifyCallback) for cb in learn.cbs): raise ValueError(f"make_learn={self.make_learn!r} gives a Learner with a SparsifyCallback, which the dense one would have too: leave it out, or add it in fit=")
@@ -83,7 +88,7 @@ def _run(learn, cb, fit, n_epoch, metric, layer_type, verbose):
     return rows,cb.sparsifier.report(sizes=False).sparsity,history.step.max() - moves.max() if len(moves) else None
 
 def compare_schedules(
-    make_learn,        # A function without arguments that makes a fresh Learner, and best its data too. Called once a run, right after the seed is set
+    make_learn,        # A function without arguments that makes a fresh Learner, and best its data too. Called once to look, and once a run, right after the seed is set: it sets none itself
     schedules=(one_shot, iterative, agp), # What to compare: schedules or their names, or a dict of them by names of your own
     n_epoch:int=10,    # Epochs of each run
     sparsity=90,       # Target, as for `SparsifyCallback`

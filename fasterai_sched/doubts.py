@@ -47,7 +47,7 @@ def _lacking(sparsifier, due, round_to, fallen):
 def warn_of_beginning(
     sparsifier,   # The sparsifier, which has found the zeros there are
     due,          # The sparsity due when the fit begins, as `Target.due` gives it
-    most:float,   # and, in percent of all weights, the most that is due until its first epoch ends
+    percent:float, # and that in percent of all weights
     epoch:int,    # That epoch: the `start_epoch` of the fit
     n_epoch:int,  # Epochs in all
     round_to:int, # Multiple for the groups kept, or None
@@ -56,7 +56,7 @@ def warn_of_beginning(
     "A fit that goes on in the midst of a schedule should find the zeros of then"
     lacking,there = _lacking(sparsifier, due, round_to, fallen),sparsifier.sparsity
     step = 100*sum(l.size for l in sparsifier.active)/max(sum(l.numel for l in sparsifier.active), 1) # a group a layer
-    if not lacking and (fallen or there <= most + step): return
+    if not lacking and (fallen or there <= percent + step): return
     some = f", too little in {', '.join(lacking)}" if 0 < len(lacking) < len(sparsifier.active) else ''
     then = 'The first batch prunes what is missing' if lacking else 'Nothing is pruned until the schedule is above that'
     warnings.warn(f"The fit starts at epoch {epoch}, where the schedule is at {brackets(due)}%, and {brackets(there)}% is zero{some}. Are these the weights of after epoch {epoch - 1}, "

@@ -17,7 +17,8 @@ class History:
     ):
         self.begin,self.n_steps,self.target,self.losses = begin,n_steps,target,losses
         self.names,self.rows,self.table = [l.name for l in layers],[],[]
-        self.steps,self.sparsity,self.still = [begin],[self._of_each(layers)],True
+        self.last,self.now,self.still = begin,self._of_each(layers),True # the step of the last row, how sparse each layer was then, and whether an epoch ended there
+        self.steps,self.sparsity = [begin],[self.now]
         self.heard,self.n_heard,self.next = [],0,begin # (step, loss); how many of `losses` are in it; the step after which the rest came
 
     def __getstate__(self): return {**vars(self), 'losses':list(map(float, self.losses)), 'heard':[(s, float(l)) for s,l in self.heard]} # in a file a tensor takes fifty times as much
@@ -55,12 +56,13 @@ class History:
         "A row more"
         self.rows.append((step, epoch, kind, target, measured))
         if row is not None: self.table.append((step, row))
-        jump = kind == 'masks' and self.still
+        each,rest,fine = self._of_each(layers),step - 1 - self.last,self.n_steps/100
+        jump = kind == 'masks' and (self.still or rest >= fine)
         # what is between two looks is drawn like the later one: so look just before a jump too
-        if jump and step - 1 > self.steps[-1]: self._see(step - 1, self.sparsity[-1])
+        if jump and rest > 0: self._see(step - 1, self.now)
         # a hundred a fit are enough, and one an epoch
-        if kind == 'epoch' or jump or step - self.steps[-1] >= self.n_steps/100: self._see(step, self._of_each(layers))
-        self.still = kind == 'epoch'
+        if kind == 'epoch' or jump or step - self.steps[-1] >= fine: self._see(step, each)
+        self.last,self.now,self.still = step,each,kind == 'epoch'
 
     def to_df(self):
         "A DataFrame: step, epoch, kind, target, measured"

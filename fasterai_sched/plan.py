@@ -51,7 +51,7 @@ class Plan:
 
     def _said(self):
         if self.problems: return
-        if len(self._epochs()) < len(self.due): yield 'Epochs at whose end little or nothing else is due are left out: to_df() has them all'
+        if len(self._epochs()) < len(self.due): yield 'Not every epoch is shown: to_df() has them all'
         yield (f'{self.steps:,} steps; the masks move last at step {self.last_move:,}, and {self.recovery:,} {"is" if self.recovery == 1 else "are"} left to recover' if self.last_move
                else f'{self.steps:,} steps; the masks do not move')
         yield from self.notes

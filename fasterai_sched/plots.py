@@ -175,7 +175,7 @@ def _numbers(x):
 def plot_weights(
     before,      # Weights: a tensor, an array, a list of such, or a model, whose weights of two or more dimensions are meant; None: none
     after,       # The same weights later. Those that are 0 are counted in the legend, and not drawn
-    bins:int=100, # Bars
+    bins:int=None, # Bars; None: 100, and fewer of few weights
     ax=None,     # Matplotlib axes to draw on; new ones if None
     **kwargs     # Passed to `ax.hist` for both
 ):               # The axes
@@ -185,7 +185,7 @@ def plot_weights(
     ax = _axes(ax)
     kept = now[now != 0]
     was = kept if before is None else _numbers(before)
-    at = np.histogram_bin_edges(np.concatenate([was, kept]), bins)
+    at = np.histogram_bin_edges(np.concatenate([was, kept]), min(100, max(10, round(len(now)**.5))) if bins is None else bins)
     if before is not None: ax.hist(was, at, **{'color':GREY, 'alpha':.5, 'label':'before', **kwargs})
     ax.hist(kept, at, **{'color':COLORS[0], 'alpha':.8, 'label':f'after, but for {100*(1 - len(kept)/max(len(now), 1)):.2f}% that are 0', **kwargs})
     ax.set(xlabel='weight', ylabel='weights')

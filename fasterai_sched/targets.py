@@ -74,6 +74,8 @@ class Target:
                                                             "give a function of (start, end, pos)")
         if isinstance(target, dict): check_rules('sparsity', target)
         check_target('start_sparsity', self.start)
+        if is_absolute(self.schedule) and 0 < (end := float(self.schedule(0, 100, 1.))) < 1:
+            raise ValueError(f"schedule={name} ends at {end:g}, below 1%: what it returns is a percentage, 0 to 100; did you mean {100*end:g}?")
         for v in _values(target): check_target('sparsity', v)
         if options.nm:
             for v in _values(target):
@@ -82,6 +84,8 @@ class Target:
         if is_absolute(self.schedule) and self.start: raise ValueError(f"start_sparsity={self.start!r}: schedule={name} has its own start")
         for v in dict.fromkeys(_values(plain_numbers(target))): check_schedule(self.schedule, plain_numbers(self.start), v)
         ends = [plain_numbers(self.schedule(plain_numbers(self.start), v, 1.)) for v in _values(plain_numbers(target))]
+        if any(0 < e <= 1 < v and abs(e - self.start) > 1e-6 for e,v in zip(ends, _values(target))):
+            raise ValueError(f"schedule={name} ends at {brackets(ends)}, and not at sparsity={target!r}: what it returns is a percentage, 0 to 100; let it return `end` at pos=1")
         if any(abs(e - v) > 1e-6 and abs(e - self.start) > 1e-6 for e,v in zip(ends, _values(target))):
             warnings.warn(f"schedule={name} ends at {brackets(ends)}%, and not at sparsity={target!r}: let its function return `end` at pos=1"
                           f"{f', or give sparsity={round(ends[0], 2):g}' if len(ends) == 1 and ends[0] else ''}")

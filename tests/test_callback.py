@@ -194,6 +194,8 @@ BAD = [ # arguments, what the message says
     (dict(sparsity=90, schedule=agp, sched_func=sched_cos), r'schedule=agp and sched_func=sched_cos are two words'),
     (dict(sparsity=90, schedule='agpp'), r"schedule='agpp' .*one_shot.*agp"), (dict(sparsity=90, schedule=3), r'schedule=3 .*one_shot'),
     (dict(sparsity=90, schedule=sched_exp), r'sched_exp fails at 0.*start_sparsity=1'), (dict(sparsity=90, schedule=sched_no), r'sched_no never leaves 0.*start_sparsity'),
+    (dict(sparsity=85, schedule=lambda s,e,p: e*p/100), r'schedule=<lambda> ends at \[0.85\], and not at sparsity=85: what it returns is a percentage'), (dict(sparsity=85, schedule=lambda s,e,p: p), r'ends at \[1.0\], and not'),
+    (dict(schedule=lambda pos: .85*pos), r'schedule=<lambda> ends at 0.85, below 1%: what it returns is a percentage, 0 to 100; did you mean 85\?'),
     (dict(sparsity=90, schedule=lambda s,e,p: 2*e*p), r'gives .*% at .*0 to 100'), (dict(sparsity=90, schedule=SchedCos(0, 80)), r'sparsity=90 but .* ends at 80'),
     (dict(sparsity=[50, 50], schedule=SchedCos(0, 50)), r'has its own target'), (dict(sparsity=90, start_sparsity=5, schedule=SchedCos(5, 90)), r'start_sparsity=5'),
     (dict(sparsity=90, schedule=partial(agp, n_steps=5)), r'n_steps'), (dict(sparsity=90, schedule=partial(iterative, n_steps=0)), r'n_steps must be .*got 0'),
@@ -1125,8 +1127,15 @@ def test_a_fit_that_starts_amid_its_schedule_and_finds_other_zeros_says_so():
     assert doubts(tiny_learner()) == [before.format(0.0, '') + missing] and doubts(with_zeros(12)) == [before.format(11.57, '') + missing]
     assert doubts(with_zeros(45)) == [before.format(44.68, '') + ahead]
     assert doubts(with_zeros(25, layers='0')) == [before.format(6.25, ', too little in 3') + missing]
-    for learn in (with_zeros(25), with_zeros(30)): assert not doubts(learn) # of the end of epoch 1, or from the midst of epoch 2
+    assert not doubts(with_zeros(25)) and doubts(with_zeros(30)) == [before.format(29.86, '') + ahead] # of the end of epoch 1, and from the midst of epoch 2
     assert not doubts(tiny_learner(), 1, schedule=one_shot) and not doubts(tiny_learner(), start_epoch=2) # at 0 until then
+
+def test_a_fit_that_skips_all_its_epochs_says_so():
+    learn = tiny_learner()
+    for first in (3, 4):
+        with pytest.warns(UserWarning, match=f'start_epoch={first} leaves none of 3 epochs to train: to resume, give fit the number of epochs in all'): learn.fit(3, start_epoch=first, cbs=SparsifyCallback(50))
+    learn = tiny_learner(cbs=SparsifyCallback(50, schedule=one_shot))
+    assert said(lambda: (learn.validate(), learn.fit(3, start_epoch=1))) == []
 
 @pytest.mark.parametrize('words', [dict(context=c) for c in contexts] + [dict(round_to=4), dict(update_every=3), dict(granularity='filter'), dict(schedule='dsd'), dict(schedule='ac_dc'), dict(criteria='taylor'),
                                    dict(sparsity=[30, 60]), dict(context='lamp', round_to=4), dict(keep_zeros=True)], ids=str)

@@ -1,6 +1,7 @@
 """Schedules compared: equal beginnings, equal budget, and a table that is counted."""
 from functools import partial
 import random
+import warnings
 import weakref
 
 import matplotlib.pyplot as plt
@@ -14,11 +15,13 @@ from torch import nn
 
 from fasterai_sched import SparsifyCallback, agp, compare_schedules, iterative, one_shot
 
+def net(): return nn.Sequential(nn.Conv2d(2, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
+
 made = []
 def make():
     "A learner that remembers what it began with"
     torch.manual_seed(int(torch.randint(1000, ()))) # from the seed of the run
-    learn = tiny_learner(nn.Sequential(nn.Conv2d(2, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)))
+    learn = tiny_learner(net())
     made.append((learn, learn.model[0].weight.detach().clone()))
     return learn
 
@@ -74,6 +77,18 @@ def test_another_metric_and_another_way_to_train():
     df = compare(metric='valid_loss', fit=lambda learn, n_epoch, cbs: (seen.append(len(cbs)), learn.fit_one_cycle(n_epoch, 1e-3, cbs=cbs)))
     assert df.columns[0] == 'valid_loss' and seen == [0, 1, 1]*2
     assert compare_schedules(lambda: tiny_learner(metrics=[]), ['agp'], 2, 50, n_seeds=1, draw=False, progress=False).columns[0] == 'valid_loss'
+
+def test_a_make_learn_that_seeds_is_told_that_its_deviations_leave_something_out():
+    def seeded():
+        torch.manual_seed(7)
+        return tiny_learner(net())
+    words = dict(n_epoch=1, sparsity=50, draw=False, progress=False)
+    with pytest.warns(UserWarning, match='seeded.* sets a seed itself, so each of its networks begins with the same weights') as warned: compare_schedules(seeded, ['agp'], n_seeds=3, **words)
+    assert len([w for w in warned if 'sets a seed' in str(w.message)]) == 1
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', '.*sets a seed')
+        compare_schedules(seeded, ['agp'], n_seeds=1, **words)
+        compare_schedules(lambda: tiny_learner(net()), ['agp'], n_seeds=3, **words)
 
 def test_it_draws_sparsity_and_metric():
     compare(draw=True)

@@ -1,5 +1,6 @@
 """WHAT WAS: a fit's pictures after it, while it goes on, and layer by layer."""
 import pickle
+from functools import partial
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -87,6 +88,15 @@ def test_layers_over_time_change_where_the_masks_did():
     jumps = cb.history.query('kind == "masks"').step.tolist()
     for before,after in zip([0, *jumps], jumps): assert first[steps.index(after) - 1] > first[steps.index(after - 1) - 1] if after - 1 else True, before
 
+@pytest.mark.parametrize('words', [dict(schedule=partial(iterative, n_steps=6), end_epoch=5), dict(schedule='agp', update_every=5), dict(schedule='ac_dc'), dict(schedule='lin'), dict(schedule='one_shot')])
+def test_layers_are_drawn_at_each_step_as_they_were_counted_then(words):
+    counts,cb = [],SparsifyCallback(90, verbose=False, **words)
+    def count(learn): counts.append([100*l.gone/l.numel for l in cb.sparsifier.layers]) if learn.training else None
+    tiny_learner(dls=tiny_dls(140)).fit(6, cbs=[cb, Spy('after_batch', count)])
+    steps,rows = heat(cb)
+    drawn = [[next(row[i] for i in range(len(row)) if steps[i] < s <= steps[i + 1]) for row in rows] for s in range(1, len(counts) + 1)]
+    assert len(counts) == 84 and np.allclose(drawn, counts)
+
 def test_layers_may_differ():
     cb,learn = fit(context='global', schedule=agp)
     _,rows = heat(cb)
@@ -103,7 +113,9 @@ def test_weights_of_rewind_epoch_and_now():
     start = cb._snapshot.weights
     before,after = cb.plot_weights().containers
     assert sum(b.get_height() for b in before) == 432 and sum(b.get_height() for b in after) == 216
-    before,after = cb.plot_weights('0', bins=7).containers
+    ax = cb.plot_weights('0', bins=7)
+    before,after = ax.containers
+    assert ax.get_title() == '0' and not cb.plot_weights().get_title()
     assert len(before) == 7 and sum(b.get_height() for b in before) == 108
     at = [b.get_x() for b in before] + [before[-1].get_x() + before[-1].get_width()]
     assert np.histogram(start['0.weight'].numpy(), at)[0].sum() == 108

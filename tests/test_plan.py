@@ -44,7 +44,7 @@ def test_the_table_to_the_character():
         'Layer 4  3     Conv2d  324     60%     0        194',
         '-'*80,
         'Overall        all     432             0        258',
-        'Epochs at whose end little or nothing else is due are left out: to_df() has them all',
+        'Not every epoch is shown: to_df() has them all',
         '16 steps; the masks move last at step 9, and 7 are left to recover',
         'Not selected: 7.weight (18)'])
 

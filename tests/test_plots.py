@@ -154,6 +154,7 @@ def test_weights_before_and_after_zeros_counted_and_not_drawn():
     assert sum(b.get_height() for b in was) == 200 and sum(b.get_height() for b in now) == 100
     assert [b.get_x() for b in was] == [b.get_x() for b in now] and now[10].get_height() == 0
     assert legend(ax) == ['before', 'after, but for 50.00% that are 0']
+    assert [len(plot_weights(None, torch.linspace(1, 2, n)).containers[0]) for n in (9, 400, 100_000)] == [10, 20, 100]
 
 @pytest.mark.parametrize('after', [[1., 0, 2], np.array([1, 0, 2]), [torch.ones(1), torch.tensor([0, 2.]).bfloat16()], torch.zeros(3)])
 def test_weights_may_be_several_and_of_any_kind(after):
