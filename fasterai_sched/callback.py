@@ -52,10 +52,11 @@ def _unwrap(model):
     return model
 
 class _BeforeAll(Callback):
-    "The beginning of a SparsifyCallback's fit, before another callback may cancel it. Comes to a learner and goes with its callback"
+    "The beginning of a SparsifyCallback's fit, and of each of its epochs, before another callback may cancel it. Comes to a learner and goes with its callback"
     order = -1000
-    def __init__(self, begin): self.begin = begin
-    def before_fit(self): self.begin()
+    def __init__(self, begin_fit, begin_epoch): self.begin_fit,self.begin_epoch = begin_fit,begin_epoch
+    def before_fit(self): self.begin_fit()
+    def before_epoch(self): self.begin_epoch()
 
 class _AfterAll(Callback):
     "The end of it, after SaveModel (61) has reloaded its best"
@@ -98,7 +99,7 @@ class SparsifyCallback(Callback):
     _stateattrs = ('sparsifier','_snapshot','_peers','data')              # what `learn.export` leaves behind
     sparsifier = target = data = _snapshot = _due = _epoch_report = _learn = _later = _looked = _ticket = None
     _fresh = _on = _announced = _warned = _moving = _moved = _closed = _stepping = _waited = _waits = _unchecked = _shared = False
-    _peers,_settled,_column = (),0,Column(None)
+    _peers,_settled,_epoch,_column = (),0,0,Column(None)
 
     def __init__(self,
         sparsity=None,            # Target in percent, 0 to 100: a number; a list, one a selected layer in model order; a dict of rules (see `layers`), which
@@ -160,7 +161,7 @@ class SparsifyCallback(Callback):
         self.lth,self.rewind_epoch,self.reset_end,self.save_tickets,self.update_every = lth,rewind_epoch,reset_end,save_tickets,update_every
         o.data = None # it does not travel with `learn.export`
         self.sparse_model,self._record = model,History() # not `model`: that would hide learn.model
-        self._companions = [_BeforeAll(self._begin_fit), _BeforeClip(self._with_gradients), _AfterAll(self._end_fit)]
+        self._companions = [_BeforeAll(self._begin_fit, self._begin_epoch), _BeforeClip(self._with_gradients), _AfterAll(self._end_fit)]
 
     # -- a fit begins ------------------------------------------------------------------------------------------------------------
 
@@ -185,6 +186,15 @@ class SparsifyCallback(Callback):
 
     def _print(self, s):
         if not self._quiet: print(s)
+
+    @property
+    def _resumes(self):
+        "Whether the fit begins with a later epoch than its first"
+        return self._epoch and not getattr(self.learn, 'train_iter', 0) and any(isinstance(cb, SkipToEpoch) for cb in self.learn.cbs)
+
+    def _begin_epoch(self):
+        "A validation amid a fit leaves the learner at epoch 0, until its next epoch begins"
+        if not self._predicting: self._epoch = self.learn.epoch
 
     def _begin_fit(self):
         "Start anew, whatever became of the last fit"
@@ -233,10 +243,10 @@ class SparsifyCallback(Callback):
             self._warned = True
             return
         if not self._announced: self._announce()
-        if self.epoch == self.rewind_epoch:
-            if lazy := uninitialized(self._whole): warnings.warn(f"No weights are saved at epoch {self.epoch}: {lazy} are not initialized. Run the model once on a batch first")
+        if self._epoch == self.rewind_epoch:
+            if lazy := uninitialized(self._whole): warnings.warn(f"No weights are saved at epoch {self._epoch}: {lazy} are not initialized. Run the model once on a batch first")
             else:
-                self._print(f'Saving Weights at epoch {self.epoch}')
+                self._print(f'Saving Weights at epoch {self._epoch}')
                 self._snapshot = Snapshot(self._whole, self.learn)
             sp.save_refs()
 
@@ -248,7 +258,7 @@ class SparsifyCallback(Callback):
     def _setup(self):
         mine = set(map(id, self._whole.parameters()))
         if not any(id(p) in mine for p in self._part.parameters()): raise ValueError("model= has no parameter in common with the learner's model")
-        self.sparsifier = self._make(self._part, self._whole)
+        self.sparsifier = self._make(self._part, self._whole, self._resumes and self.options.budget.together) # which may have emptied a layer
         self.target = self._target(self.sparsifier, self.learn.opt.param_lists)
         self.sparsifier.check_criteria()          # a criterion that fails is found here, before anything is trained
         if self.sparsity is not None: warn_of_head(self._whole, self.sparsifier.layers, self.granularity)
@@ -258,10 +268,11 @@ class SparsifyCallback(Callback):
         self._closed = False
         self._fresh,self._due,self._later,self._snapshot,self._record,self._moving,self._unchecked,self._ticket = False,None,None,None,History(),True,True,None
 
-    def _make(self, model, whole):
+    def _make(self, model, whole, keep_empty=False):
         o = self.options
-        sp = Sparsifier(model, o.granularity, o.context, o.criteria, o.nm or False, o.layer_type, self.data, layers=o.layers, exclude=o.exclude, keep_zeros=o.keep_zeros,
+        sp = Sparsifier(model, o.granularity, o.context, o.criteria, o.nm or False, o.layer_type, self.data, layers=o.layers, exclude=o.exclude, keep_zeros=o.keep_zeros or keep_empty,
                         max_sparsity=o.max_sparsity, recalibrate=o.recalibrate)
+        sp.keep_zeros = sp.options.keep_zeros = o.keep_zeros
         sp.whole,sp.in_percent = whole,True
         return sp
 
@@ -282,12 +293,12 @@ class SparsifyCallback(Callback):
 
     def _announce(self):
         n = len(self.learn.dls.train)
-        self.target = self._within(self.target, self.epoch, self.n_epoch, n, self._whole)
+        self.target = self._within(self.target, self._epoch, self.n_epoch, n, self._whole)
         self._settled = self.target.last_move(self._times(self.n_epoch, n))
         self.sparsifier.counts(self.target.due(1.), self.round_to) # raises for what max_sparsity does not allow
         self._check_round_to()
         self._check_calibration(self._times(self.n_epoch, n))
-        self._record = History(self.epoch*n, self.n_epoch*n, self._asked_percent(self.target.due(self.epoch/self.n_epoch)), self.sparsifier.layers,
+        self._record = History(self._epoch*n, self.n_epoch*n, self._asked_percent(self.target.due(self._epoch/self.n_epoch)), self.sparsifier.layers,
                                getattr(getattr(self.learn, 'recorder', None), 'losses', ()))
         if self.save_tickets: self._ticket_path.parent.mkdir(parents=True, exist_ok=True) # now, and not after all the training
         already = self._check_beginning(n) if self.sparsity is not None else 0
@@ -300,12 +311,11 @@ class SparsifyCallback(Callback):
     def _check_beginning(self, n):
         "Go on in the midst of a schedule, where the fit began with a later epoch, or the layers have thawed; from the zeros that are there"
         sp,at,there = self.sparsifier,lambda x: self._asked_percent(self.target.due(x/self.n_epoch)),self.sparsifier.sparsity
-        resumes = self.epoch and not getattr(self.learn, 'train_iter', 0) and any(isinstance(cb, SkipToEpoch) for cb in self.learn.cbs)
-        due,fallen = self.target.due(self.epoch/self.n_epoch),self.target.fallen(self.epoch*n, self.n_epoch*n)
-        if resumes: warn_of_beginning(sp, due, at(self.epoch), self.epoch, self.n_epoch, self.round_to, fallen)
-        elif there: warn_of_more(sp, self.target.sparsity, [at(self.epoch + (self.n_epoch - self.epoch)*i/100) for i in range(101)])
-        if self.epoch: sp.resume(due, self.round_to, fallen)
-        return there if there >= 1 and not resumes else 0
+        due,fallen = self.target.due(self._epoch/self.n_epoch),self.target.fallen(self._epoch*n, self.n_epoch*n)
+        if self._resumes: warn_of_beginning(sp, due, at(self._epoch), self._epoch, self.n_epoch, self.round_to, fallen)
+        elif there: warn_of_more(sp, self.target.sparsity, [at(self._epoch + (self.n_epoch - self._epoch)*i/100) for i in range(101)])
+        if self._epoch: sp.resume(due, self.round_to, fallen)
+        return there if there >= 1 and not self._resumes else 0
 
     def _check_round_to(self):
         "It must leave something to prune"
@@ -357,7 +367,7 @@ class SparsifyCallback(Callback):
     def _in_force(self):
         "The sparsity asked last; before the first batch, what the epoch began with; where zeros are only kept, theirs"
         if self.sparsity is None: return self.sparsifier.sparsity
-        return self.target.due(self.epoch/self.n_epoch) if self._due is None else self._due
+        return self.target.due(self._epoch/self.n_epoch) if self._due is None else self._due
 
     def _move(self, pct, step):
         "Bring the masks to what is due"
@@ -403,7 +413,7 @@ class SparsifyCallback(Callback):
         self._settle()
         if self._unchecked: self._check_inputs()
         if not self._moving and self._later is None: return
-        step = self.epoch*self.n_iter + min(self.iter + 1, self.n_iter) # a dataloader may give more than its length says
+        step = self._epoch*self.n_iter + min(self.iter + 1, self.n_iter) # a dataloader may give more than its length says
         if self._moving and not self._is_time(step): return
         pct = step/(self.n_epoch*self.n_iter)
         due,sp = self.target.due(pct),self.sparsifier
@@ -457,7 +467,7 @@ class SparsifyCallback(Callback):
         "Catch up if batches were skipped, then see that pruned is zero"
         if not self._on: return
         self._later = None
-        self._move((self.epoch + 1)/self.n_epoch, (self.epoch + 1)*len(self.learn.dls.train))
+        self._move((self._epoch + 1)/self.n_epoch, (self._epoch + 1)*len(self.learn.dls.train))
         self._mask_weights()
 
     def _measure(self):
@@ -474,8 +484,8 @@ class SparsifyCallback(Callback):
         if self._stepping: self._epoch_report = None # an epoch cancelled in the midst of a step
         self._settle()
         rep = self._measure()
-        self._print(f'Sparsity at the end of epoch {self.epoch}: {brackets(self._measured(rep))}%')
-        end = (self.epoch + 1)*len(self.learn.dls.train)
+        self._print(f'Sparsity at the end of epoch {self._epoch}: {brackets(self._measured(rep))}%')
+        end = (self._epoch + 1)*len(self.learn.dls.train)
         self._record.hear(getattr(getattr(self.learn, 'recorder', None), 'losses', ()), end)
         self._log_row(end, 'epoch', rep.sparsity, self._table_row())
         if self._moved or end < self._settled: self._restart_trackers()
@@ -569,7 +579,7 @@ class SparsifyCallback(Callback):
         return {n:_as_float(v) for n,v in zip(rec.metric_names[1:], rec.values[-1]) if n not in ours}
 
     def _log_row(self, step, kind, measured, row=None):
-        self._record.add(step, self.epoch, kind, self._asked_percent(self._in_force), measured, self.sparsifier.layers, row)
+        self._record.add(step, self._epoch, kind, self._asked_percent(self._in_force), measured, self.sparsifier.layers, row)
 
     def _check_drawable(self):
         if self.sparsifier is None: raise RuntimeError("There is nothing to draw yet: no fit with this callback has begun")

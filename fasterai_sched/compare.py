@@ -73,6 +73,10 @@ def _check(learn, cbs, n_epoch, metric):
 
 def _fit(learn, n_epoch, cbs): learn.fit(n_epoch, cbs=cbs)
 
+def _number(metric, v):
+    try: return float(v)
+    except (TypeError, ValueError) as e: raise ValueError(f"metric={metric!r} gives {v!r}, which is no number to compare by: choose another, such as metric='valid_loss'") from e
+
 def _run(learn, cb, fit, n_epoch, metric, layer_type, verbose):
     "Train once: a row an epoch, the final sparsity, and the steps after the masks moved last"
     with nullcontext() if verbose else learn.no_bar(), nullcontext() if verbose else learn.no_logging(): fit(learn, n_epoch, [] if cb is None else [cb])
@@ -82,10 +86,10 @@ def _run(learn, cb, fit, n_epoch, metric, layer_type, verbose):
     if cb is not None and cb.sparsifier is None: raise RuntimeError("fit= must give the callbacks that it gets, its third argument, to the learner's fit")
     history = None if cb is None else cb.history
     measured = {} if cb is None else {e:m for e,m in history.query('kind == "epoch"')[['epoch', 'measured']].values}
-    rows = [dict(epoch=i, sparsity=measured.get(i, 0.), **{metric:float(r[metric])}) for i,r in shown if metric in r] # a cancelled epoch has none
+    rows = [dict(epoch=i, sparsity=measured.get(i, 0.), **{metric:_number(metric, r[metric])}) for i,r in shown if metric in r] # a cancelled epoch has none
     if cb is None: return rows,sparsity_report(learn.model, layer_type, whole=False).sparsity,None
     moves = history.query('kind == "masks"').step
-    return rows,cb.sparsifier.report(sizes=False).sparsity,history.step.max() - moves.max() if len(moves) else None
+    return rows,rows[-1]['sparsity'],history.step.max() - moves.max() if len(moves) else None
 
 def compare_schedules(
     make_learn,        # A function without arguments that makes a fresh Learner, and best its data too. Called once to look, and once a run, right after the seed is set: it sets none itself

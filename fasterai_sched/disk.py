@@ -122,6 +122,7 @@ def save_sparse(
     `load_sparse` gives back every bit, of any dtype. Raises ValueError for what is no ordinary tensor (sparse layouts, quantized, extra state)"""
     st,tensors,about,seen,memory = _safetensors(),{},{},{},set()
     path = _path(path).resolve()
+    if path.exists() and not path.is_file(): raise ValueError(f"path={str(path)!r} is there, and no file that could be replaced")
     if not path.parent.is_dir(): raise FileNotFoundError(f"path={str(path)!r}: there is no folder {str(path.parent)!r}")
     state = _state(model)
     for k,v in state.items():
@@ -135,9 +136,10 @@ def save_sparse(
             tensors[k + part] = t.clone() if at in memory else t # one may be a view into another
             memory.add(at)
     versions = {k:m['version'] for k,m in getattr(state, '_metadata', {}).items() if 'version' in m}
-    mode = path.stat().st_mode if path.exists() else 0o644
     with TemporaryDirectory(dir=path.parent, prefix=f'.{path.name}.') as folder: # its own, as others may save to this path too
         half = Path(folder)/path.name
+        half.touch() # as it would be made by anybody: safetensors would give it to its owner alone
+        mode = (path if path.exists() else half).stat().st_mode
         said = dict(tensors=json.dumps(about), versions=json.dumps(versions))
         st.torch.save_file(tensors, half, {'format':'pt', 'sparse':FORMAT, **said, 'checksum':_checksum(tensors, *said.values())})
         half.chmod(mode)
@@ -162,6 +164,7 @@ def load_sparse(
         if (found := _checksum(stored, meta['tensors'], meta['versions'])) != meta['checksum']: raise ValueError(f"the checksum is {found}, and {meta['checksum']} was saved")
     except Exception as e: raise ValueError(f"path={str(path)!r} is damaged: its parts don't make up what its header says: {type(e).__name__}: {e}") from e
     if model is None: return state
+    if isinstance(model, dict): raise ValueError(f"model={type(model).__name__} must be an nn.Module to load into, or None: the state_dict is returned then")
     _check_fits(bare := _bare(model), state, path)
     bare.load_state_dict(state)
     return model

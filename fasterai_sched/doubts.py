@@ -41,21 +41,25 @@ def warn_of_loose(
 def _lacking(sparsifier, due, round_to, fallen):
     "Names of layers that have fewer zeros than is due; all of them where only scores tell how many each should have"
     of = sparsifier.counts(due, round_to, fallen)
-    if None in of.values(): return list(of) if not round_to and sparsifier.grows(due) else []
-    return [l.name for l in sparsifier.active if of[l.name] > l.dead]
+    if None not in of.values(): return [l.name for l in sparsifier.active if of[l.name] > l.dead]
+    return list(of) if not round_to and sparsifier.total(due, fallen) > sum(dead + group for dead,_,group in _units(sparsifier)) else []
+
+def _units(sparsifier):
+    "(how much of it is pruned, how much there is, how much a group is) of each layer that trains: in weights, or in groups where the context counts those"
+    return [(l.dead, l.n, 1) if sparsifier.options.budget.in_groups else (l.gone, l.numel, l.size) for l in sparsifier.active]
 
 def warn_of_beginning(
     sparsifier,   # The sparsifier, which has found the zeros there are
     due,          # The sparsity due when the fit begins, as `Target.due` gives it
-    percent:float, # and that in percent of all weights
+    percent:float, # and that of all layers together
     epoch:int,    # That epoch: the `start_epoch` of the fit
     n_epoch:int,  # Epochs in all
     round_to:int, # Multiple for the groups kept, or None
     fallen:bool   # Whether the schedule has fallen until then
 ):
     "A fit that goes on in the midst of a schedule should find the zeros of then"
-    lacking,there = _lacking(sparsifier, due, round_to, fallen),sparsifier.sparsity
-    step = 100*sum(l.size for l in sparsifier.active)/max(sum(l.numel for l in sparsifier.active), 1) # a group a layer
+    lacking,units = _lacking(sparsifier, due, round_to, fallen),_units(sparsifier)
+    there,step = (100*sum(u[i] for u in units)/max(sum(u[1] for u in units), 1) for i in (0, 2)) # a step: a group a layer
     if not lacking and (fallen or there <= percent + step): return
     some = f", too little in {', '.join(lacking)}" if 0 < len(lacking) < len(sparsifier.active) else ''
     then = 'The first batch prunes what is missing' if lacking else 'Nothing is pruned until the schedule is above that'

@@ -85,5 +85,5 @@ class History:
         **kwargs # Passed to `ax.pcolormesh`
     ):           # The axes
         "Draw the layers over time; raises RuntimeError before there is anything to draw"
-        if len(self.steps) == 1: raise RuntimeError("There is nothing to draw yet: no mask has moved, and no epoch has ended")
+        if len(self.steps) == 1: raise RuntimeError("There is nothing to draw yet: no mask has moved, and no epoch in which a selected layer trained has ended")
         return plots.plot_layers(self.steps, list(zip(*self.sparsity[1:])), self.names, ax, **kwargs)

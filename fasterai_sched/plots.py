@@ -52,6 +52,8 @@ def _axes(ax, **kwargs):
 def _legend(ax, **kwargs):
     if ax.get_legend_handles_labels()[1]: ax.legend(frameon=False, labelcolor=GREY, **kwargs)
 
+def _shown(name): return name.lstrip('_') or name # matplotlib leaves what begins with _ out of a legend, and fastai's rmse is called so
+
 def _percent_axis(ax): ax.set(ylabel='sparsity (%)', ylim=(-3, 103))
 
 def plot_curves(
@@ -64,7 +66,7 @@ def plot_curves(
     "Draw sparsity over training, a curve a name"
     beside,ax = ax is None and len(curves) > 5,_axes(ax)
     pcts = np.linspace(0, 1, n_points)
-    for name,f in curves.items(): ax.plot(pcts*(n_epoch or 1), [float(f(p)) for p in pcts.tolist()], **{'label':name, 'lw':2, **kwargs})
+    for name,f in curves.items(): ax.plot(pcts*(n_epoch or 1), [float(f(p)) for p in pcts.tolist()], **{'label':_shown(name), 'lw':2, **kwargs})
     ax.set_xlabel('epoch' if n_epoch else 'fraction of training')
     if n_epoch: ax.set_xticks(range(0, n_epoch + 1, max(1, n_epoch//10)))
     _percent_axis(ax)
@@ -120,7 +122,7 @@ def _plot_losses(ax, losses, table):
     ax.set_ylabel('loss')
 
 def _plot_columns(ax, table, names):
-    for n in names: ax.plot(table.index, table[n], 'o-', ms=4, label=n)
+    for n in names: ax.plot(table.index, table[n], 'o-', ms=4, label=_shown(n))
     ax.set_ylabel(names[0] if len(names) == 1 else 'metrics')
 
 def plot_runs(
@@ -135,7 +137,7 @@ def plot_runs(
         for name,df in runs.items():
             of = df.groupby('epoch')[col]
             mean,std = of.mean(),of.std().fillna(0)
-            line, = ax.plot(mean.index + 1, mean, 'o-', ms=4, label=name)
+            line, = ax.plot(mean.index + 1, mean, 'o-', ms=4, label=_shown(name))
             if std.any(): ax.fill_between(mean.index + 1, mean - std, mean + std, color=line.get_color(), alpha=.2, lw=0)
         ax.set_ylabel(col)
     _percent_axis(axs[0])

@@ -923,6 +923,19 @@ def test_a_validation_amid_a_fit_leaves_the_column(what, order, capsys):
     assert epoch_lines(capsys) == [f'[{round(m, 2)}]%' for m in cb.history.query('kind == "epoch"').measured] and cb.history.measured.iloc[-1] == 100*258/432
     assert 'sparsity' in learn.recorder.metric_names # its rows, fastai has thrown away: a validation begins them anew
 
+@pytest.mark.parametrize('what', ['validate', 'get_preds'])
+@pytest.mark.parametrize('event', ['before_epoch', 'before_train', 'before_batch', 'after_batch', 'after_train', 'after_validate', 'after_epoch'])
+def test_a_validation_amid_a_fit_leaves_its_epochs_and_its_steps(event, what):
+    # fastai is at epoch 0 then, and trains no more of this one
+    look = amid(event, lambda l: getattr(l, what)() if l.training or 'batch' not in event else None, order=0)
+    plain,cb = (SparsifyCallback(80, verbose=False) for _ in range(2))
+    tiny_learner().fit(3, cbs=plain)
+    assert not [m for m in said(lambda: tiny_learner().fit(3, cbs=[cb, look])) if 'ended' in m]
+    of = lambda c: c.history.query('kind == "epoch"')[['step', 'epoch', 'target', 'measured']].values.tolist()
+    assert of(cb) == of(plain) and cb.history.step.is_monotonic_increasing
+    axs = cb.plot()
+    assert (np.diff(axs[1].lines[0].get_xdata()) > 0).all()
+
 def test_weights_loaded_amid_a_fit_are_pruned_before_the_next_forward(tmp_path):
     for event in ('after_epoch', 'after_batch', 'before_validate'):
         learn,cb = tiny_learner(path=tmp_path),SparsifyCallback(60, end_epoch=2)
@@ -1137,7 +1150,7 @@ def test_a_fit_that_skips_all_its_epochs_says_so():
     learn = tiny_learner(cbs=SparsifyCallback(50, schedule=one_shot))
     assert said(lambda: (learn.validate(), learn.fit(3, start_epoch=1))) == []
 
-@pytest.mark.parametrize('words', [dict(context=c) for c in contexts] + [dict(round_to=4), dict(update_every=3), dict(granularity='filter'), dict(schedule='dsd'), dict(schedule='ac_dc'), dict(criteria='taylor'),
+@pytest.mark.parametrize('words', [dict(context=c, granularity=g) for c in contexts for g in ('weight', 'row', 'kernel', 'filter')] + [dict(sparsity=80, context='global', granularity='filter'), dict(round_to=4), dict(update_every=3), dict(granularity='filter'), dict(schedule='dsd'), dict(schedule='ac_dc'), dict(criteria='taylor'),
                                    dict(sparsity=[30, 60]), dict(context='lamp', round_to=4), dict(keep_zeros=True)], ids=str)
 def test_a_true_resume_is_not_in_doubt(words):
     def stop(l):
@@ -1146,6 +1159,18 @@ def test_a_true_resume_is_not_in_doubt(words):
     learn.fit(4, cbs=[SparsifyCallback(**{'sparsity':50, 'schedule':'lin', **words}), Spy('before_epoch', stop)])
     again = tiny_learner(learn.model)
     assert not doubts(again, **words)
+
+def test_a_layer_that_is_pruned_wholly_stays_so_in_a_resume():
+    def stop(l):
+        if l.epoch == 4: raise CancelFitException
+    learn,words = tiny_learner(),dict(granularity='filter', context='global', schedule='lin')
+    with torch.no_grad(): learn.model[0].weight *= 1e-6
+    learn.fit(6, cbs=[SparsifyCallback(80, **words), Spy('before_epoch', stop)])
+    assert zeros(learn.model)[0] == 108
+    cb = SparsifyCallback(80, **words)
+    assert not said(lambda: learn.fit(6, start_epoch=4, cbs=cb)) and zeros(learn.model)[0] == 108 and sum(l.dead for l in cb.sparsifier.layers) == 12*80//100
+    learn.fit(2, cbs=(falls := SparsifyCallback(80, **{**words, 'schedule':'dsd'}))) # a fit of its own takes it for an initialization, as before
+    assert learn.model[0].weight.any() and not falls.keep_zeros
 
 def test_what_is_zero_already_is_told_and_more_than_is_asked_warned_of(capsys):
     learn = with_zeros(25)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fastai.learner import CancelEpochException, CancelFitException, Recorder
+from fastai.learner import CancelEpochException, CancelFitException, Metric, Recorder
 from helpers import Spy, tiny_dls, tiny_learner, tiny_model
 from torch import nn
 
@@ -89,6 +89,24 @@ def test_a_make_learn_that_seeds_is_told_that_its_deviations_leave_something_out
         warnings.filterwarnings('error', '.*sets a seed')
         compare_schedules(seeded, ['agp'], n_seeds=1, **words)
         compare_schedules(lambda: tiny_learner(net()), ['agp'], n_seeds=3, **words)
+
+@pytest.mark.parametrize('value', [None, 'high', [.1, .2]])
+def test_a_metric_that_is_no_number_is_named(value):
+    class Odd(Metric):
+        name = 'odd'
+        def reset(self): pass
+        def accumulate(self, learn): pass
+        @property
+        def value(self): return value
+    with pytest.raises(ValueError, match="metric='odd' gives .* which is no number to compare by: choose another, such as metric='valid_loss'"):
+        compare_schedules(lambda: tiny_learner(net(), metrics=[Odd()]), ['agp'], 2, 50, draw=False, progress=False)
+
+def test_of_a_fit_that_is_cancelled_in_an_epoch_the_last_whole_one_counts():
+    def stop(l):
+        if l.training and l.train_iter == 10: raise CancelFitException # of 4 an epoch
+    fit = lambda learn, n_epoch, cbs: learn.fit(n_epoch, cbs=[*cbs, Spy('after_batch', stop)])
+    df = compare('lin', 4, fit=fit, dense=False, n_seeds=1)
+    assert df.sparsity.tolist() == [25.] and pd.DataFrame(df.attrs['runs']).epoch.tolist() == [0, 1]
 
 def test_it_draws_sparsity_and_metric():
     compare(draw=True)

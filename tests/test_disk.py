@@ -1,6 +1,7 @@
 """DISK: every bit of every dtype comes back, the zeros take a bit each, and what can't be saved or loaded says so."""
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -159,6 +160,25 @@ def test_a_bit_that_flips_is_found_wherever_it_matters(bit, tmp_path):
         except ValueError: continue
         missed += 1
     assert missed <= 10 # in the words "format":"pt", which nobody reads
+
+def test_what_is_there_and_no_file_is_left_alone(tmp_path):
+    os.mkfifo(tmp_path/'pipe')
+    for path in (tmp_path/'pipe', tmp_path):
+        with pytest.raises(ValueError, match='is there, and no file that could be replaced'): save_sparse(net(), path)
+    assert (tmp_path/'pipe').is_fifo()
+
+@pytest.mark.parametrize('mask,mode', [(0o077, 0o600), (0o022, 0o644), (0o002, 0o664)])
+def test_a_new_file_is_for_whom_other_new_files_are(mask, mode, tmp_path):
+    was = os.umask(mask)
+    try: save_sparse(net(), tmp_path/'new')
+    finally: os.umask(was)
+    assert (tmp_path/'new').stat().st_mode & 0o777 == mode
+    save_sparse(net(), tmp_path/'new')
+    assert (tmp_path/'new').stat().st_mode & 0o777 == mode
+
+def test_nothing_is_loaded_into_a_state_dict(tmp_path):
+    save_sparse(net(), tmp_path/'m')
+    with pytest.raises(ValueError, match='model=OrderedDict must be an nn.Module to load into, or None'): load_sparse(tmp_path/'m', net().state_dict())
 
 def test_a_file_cut_short_is_refused(tmp_path):
     save_sparse(net(), tmp_path/'t')

@@ -124,6 +124,11 @@ def test_one_picture_takes_one_pair_of_axes_and_runs_take_two():
     with pytest.raises(ValueError, match='must be two axes, one for the sparsity'): plot_runs(runs, ax=one)
     assert curves(ax=two[:1]) is two[0]
 
+def test_names_that_begin_with_an_underscore_are_in_the_legend_too():
+    assert legend(plot_curves({'_mine':lambda p: 50, '_':lambda p: 90, 'lin':lambda p: 90*p})) == ['mine', 'lin']
+    assert legend(plot_run(history, losses, table(_rmse=[.1, .2], mae=[.1, .2]))[2]) == ['rmse', 'mae']
+    assert legend(plot_runs({f'_{n}':df for n,df in runs.items()})[0]) == ['dense', 'agp']
+
 @pytest.mark.parametrize('nothing', [[], torch.zeros(0), torch.nn.ReLU(), [float('nan')]], ids=str)
 def test_no_weights_can_not_be_drawn_and_no_axes_are_made(nothing):
     with pytest.raises(ValueError, match='there are no weights in it that could be drawn'): plot_weights(None, nothing)

@@ -2,6 +2,7 @@
 from dataclasses import FrozenInstanceError
 import re
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.utils.prune
@@ -159,6 +160,25 @@ def test_html_names_large_weights_that_were_not_selected():
     assert note in rep._repr_html_()
     assert note.replace('only Conv2d is', 'they are not selected') in sparsity_report(m, nn.Module, ['0'])._repr_html_()
     assert 'in_proj' not in str(rep)
+
+@pytest.mark.parametrize('weight', [.5, 'equal', [1., 2.], np.ones(3), len])
+def test_a_weight_that_is_no_tensor_is_not_counted(weight):
+    class Scale(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = weight
+    assert len(sparsity_report(nn.Sequential(nn.Conv2d(1, 4, 3), Scale()), nn.Module).rows) == 1
+
+@pytest.mark.parametrize('dtype', [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_weights_of_8_bits_are_counted(dtype):
+    model = nn.Sequential(nn.Linear(4, 2, bias=False))
+    model[0].weight = nn.Parameter(torch.tensor([[0, -0., 1, 2]]*2).to(dtype), requires_grad=False)
+    assert sparsity_report(model, nn.Linear).rows[0].zeros == 4
+
+def test_a_parameter_of_no_layer_is_not_counted_and_why():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3))
+    model.pos = nn.Parameter(torch.ones(20, 30))
+    assert 'Not counted above, as only weights of layers are: pos (600)' in sparsity_report(model, nn.Module)._repr_html_()
 
 def test_html_has_no_note_when_everything_large_is_counted():
     rep = sparsity_report(net(), (nn.Conv2d, nn.Linear))
