@@ -44,7 +44,7 @@ def _bar(sparsity):
 def _on_disk(dense, sparse):
     "How large the model's file is, in words"
     scale,unit = (1e6, 'MB') if dense >= 1e6 else (1e3, 'kB')
-    return f'The whole model on disk: {dense/scale:,.1f} {unit} as it is, {sparse/scale:,.1f} {unit} ({percent(sparse, dense):.0f}%) with save_sparse'
+    return f'The whole model on disk, without headers: {dense/scale:,.1f} {unit} as it is, {sparse/scale:,.1f} {unit} ({percent(sparse, dense):.0f}%) with save_sparse'
 
 _line = "{:<20} {:<15} {:<10} {:<10} {}".format
 

@@ -53,6 +53,12 @@ def brackets(x):
     "`[90]`, `[29.71]`, `[10, 20.0]`: an int as it is, a float with two decimals at most"
     return str([v if isinstance(v, int) else round(float(v), 2) for v in _values(x)])
 
+def _check_percent(schedule, name, asked):
+    "ValueError for an annealer that ends at a fraction; and at 1 where that is not `asked`"
+    try: end = float(schedule(0, 100, 1.))
+    except Exception: return # what fails is told by `check_schedule`
+    if 0 < end < 1 or end == 1 and 1 not in asked: raise ValueError(f"schedule={name} ends at {end:g}: what it returns is a percentage, 0 to 100; did you mean {100*end:g}?")
+
 @dataclass(frozen=True)
 class Target:
     "A sparsity and its schedule"
@@ -74,8 +80,7 @@ class Target:
                                                             "give a function of (start, end, pos)")
         if isinstance(target, dict): check_rules('sparsity', target)
         check_target('start_sparsity', self.start)
-        if is_absolute(self.schedule) and 0 < (end := float(self.schedule(0, 100, 1.))) < 1:
-            raise ValueError(f"schedule={name} ends at {end:g}, below 1%: what it returns is a percentage, 0 to 100; did you mean {100*end:g}?")
+        if is_absolute(self.schedule): _check_percent(self.schedule, name, _values(target))
         for v in _values(target): check_target('sparsity', v)
         if options.nm:
             for v in _values(target):

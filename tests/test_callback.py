@@ -195,7 +195,7 @@ BAD = [ # arguments, what the message says
     (dict(sparsity=90, schedule='agpp'), r"schedule='agpp' .*one_shot.*agp"), (dict(sparsity=90, schedule=3), r'schedule=3 .*one_shot'),
     (dict(sparsity=90, schedule=sched_exp), r'sched_exp fails at 0.*start_sparsity=1'), (dict(sparsity=90, schedule=sched_no), r'sched_no never leaves 0.*start_sparsity'),
     (dict(sparsity=85, schedule=lambda s,e,p: e*p/100), r'schedule=<lambda> ends at \[0.85\], and not at sparsity=85: what it returns is a percentage'), (dict(sparsity=85, schedule=lambda s,e,p: p), r'ends at \[1.0\], and not'),
-    (dict(schedule=lambda pos: .85*pos), r'schedule=<lambda> ends at 0.85, below 1%: what it returns is a percentage, 0 to 100; did you mean 85\?'),
+    (dict(schedule=lambda pos: .85*pos), r'schedule=<lambda> ends at 0.85: what it returns is a percentage, 0 to 100; did you mean 85\?'), (dict(sparsity=85, schedule=SchedCos(0, 1)), r'ends at 1: what it returns is a percentage, 0 to 100; did you mean 100'),
     (dict(sparsity=90, schedule=lambda s,e,p: 2*e*p), r'gives .*% at .*0 to 100'), (dict(sparsity=90, schedule=SchedCos(0, 80)), r'sparsity=90 but .* ends at 80'),
     (dict(sparsity=[50, 50], schedule=SchedCos(0, 50)), r'has its own target'), (dict(sparsity=90, start_sparsity=5, schedule=SchedCos(5, 90)), r'start_sparsity=5'),
     (dict(sparsity=90, schedule=partial(agp, n_steps=5)), r'n_steps'), (dict(sparsity=90, schedule=partial(iterative, n_steps=0)), r'n_steps must be .*got 0'),

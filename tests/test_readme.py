@@ -52,6 +52,12 @@ def test_the_one_line_use(capsys):
     with learn.no_bar(): exec('from fasterai_sched import *\n' + call, dict(learn=learn))
     assert 'Overall              all             432        388           89.81%' in capsys.readouterr().out
 
+def test_a_schedule_gets_a_name(monkeypatch):
+    line, = re.findall(r"`(from fasterai_sched.schedules import schedules; .*?)`", README)
+    monkeypatch.setattr(fs.schedules, 'schedules', {**fs.schedules.schedules})
+    exec(line, {**vars(fs), 'f':lambda start, end, pos: end*pos})
+    assert fs.SparsifyCallback(90, schedule='mine').schedule(0, 90, .5) == 45
+
 def test_the_lines_of_works_with(tmp_path):
     from fastai.vision.all import CancelFitException
     from torch.optim.swa_utils import AveragedModel

@@ -135,12 +135,12 @@ def test_the_footer_states_dense_and_compressed_size():
     with torch.no_grad(): m[0].weight.view(-1)[:900_000] = 0
     rep = sparsity_report(m, nn.Linear)
     assert rep.sizes == (4_000_000, 400_000 + 125_000)
-    assert '<p>The whole model on disk: 4.0 MB as it is, 0.5 MB (13%) with save_sparse</p>' in rep._repr_html_()
+    assert '<p>The whole model on disk, without headers: 4.0 MB as it is, 0.5 MB (13%) with save_sparse</p>' in rep._repr_html_()
     assert 'disk' not in str(rep) # the seed's
     whole = sparsity_report(m, nn.Linear, whole=nn.ModuleList([m, nn.Linear(10, 25, bias=False)]))
     assert whole.sizes == (4_001_000, 526_000)
     assert sparsity_report(m, nn.Linear, whole=False).sizes is None and '<p>' not in sparsity_report(m, nn.Linear, whole=False)._repr_html_()
-    assert 'on disk: 1.0 kB as it is' in sparsity_report(nn.Linear(10, 25, bias=False), nn.Linear)._repr_html_()
+    assert 'on disk, without headers: 1.0 kB as it is' in sparsity_report(nn.Linear(10, 25, bias=False), nn.Linear)._repr_html_()
 
 def test_html_escapes_what_names_may_hold():
     class Odd(nn.Linear): pass
