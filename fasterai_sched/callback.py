@@ -174,7 +174,7 @@ class SparsifyCallback(Callback):
         for cb in self._companions:
             while self._learn is not None and cb in self._learn.cbs: self._learn.remove_cb(cb)
             if learn is not None: learn.add_cb(cb)
-        self._learn = learn
+        self._learn,self._epoch = learn,0 if learn is None else vars(learn).get('epoch', 0) # it may come amid a fit
 
     # validate, get_preds and their kin hold the learner's lock, and may come from another callback in the midst of a fit
     @property
@@ -258,7 +258,7 @@ class SparsifyCallback(Callback):
     def _setup(self):
         mine = set(map(id, self._whole.parameters()))
         if not any(id(p) in mine for p in self._part.parameters()): raise ValueError("model= has no parameter in common with the learner's model")
-        self.sparsifier = self._make(self._part, self._whole, self._resumes and self.options.budget.together) # which may have emptied a layer
+        self.sparsifier = self._make(self._part, self._whole, self._resumes and self.options.budget.by_score) # which may have emptied a layer
         self.target = self._target(self.sparsifier, self.learn.opt.param_lists)
         self.sparsifier.check_criteria()          # a criterion that fails is found here, before anything is trained
         if self.sparsity is not None: warn_of_head(self._whole, self.sparsifier.layers, self.granularity)

@@ -42,11 +42,13 @@ def _lacking(sparsifier, due, round_to, fallen):
     "Names of layers that have fewer zeros than is due; all of them where only scores tell how many each should have"
     of = sparsifier.counts(due, round_to, fallen)
     if None not in of.values(): return [l.name for l in sparsifier.active if of[l.name] > l.dead]
-    return list(of) if not round_to and sparsifier.total(due, fallen) > sum(dead + group for dead,_,group in _units(sparsifier)) else []
+    in_groups = sparsifier.options.budget.in_groups
+    return list(of) if not round_to and sparsifier.total(due, fallen) > sum(l.dead + 1 if in_groups else l.gone + l.size for l in sparsifier.active) else []
 
 def _units(sparsifier):
-    "(how much of it is pruned, how much there is, how much a group is) of each layer that trains: in weights, or in groups where the context counts those"
-    return [(l.dead, l.n, 1) if sparsifier.options.budget.in_groups else (l.gone, l.numel, l.size) for l in sparsifier.active]
+    "(how much of it is pruned, how much there is, how much a group is) of each layer that trains: in weights, or in groups where the sparsity asked is of those"
+    o = sparsifier.options
+    return [(l.dead, l.n, 1) if o.budget.in_groups and not o.nm else (l.gone, l.numel, l.size) for l in sparsifier.active]
 
 def warn_of_beginning(
     sparsifier,   # The sparsifier, which has found the zeros there are

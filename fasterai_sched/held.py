@@ -59,7 +59,7 @@ class Held(Found):
     def biased(self):
         "Whether its channels may happen to die, and leave a bias alone. A grouped transposed convolution has other channels than its weight"
         bias = None if self.of_channels or self.out is None else self.module._parameters.get('bias')
-        return bias is not None and len(bias) == self.weight.shape[self.out - 1]
+        return bias is not None and bias.shape == (self.weight.shape[self.out - 1],)
 
     @property
     def gone(self):
@@ -194,10 +194,14 @@ class Held(Found):
         if len(rest): some[rest] = rows[rest].any(1)
         return None if some.all() else some
 
-    def still(self):
+    def still(self,
+        masters # id of a parameter -> the optimizer's own copy of it
+    ):
         "Of a channel without weights the bias is all there is, and to a batch norm that takes means away it is nothing: its gradient is rounding error, and an Adam would follow it far"
         if self.voiced is None or not self.norm.training: return
-        if (g := self.module.bias.grad) is not None: hold(g, self.voiced)
+        bias = self.module.bias
+        for p in (bias, masters.get(id(bias), bias)):
+            if p.grad is not None: hold(p.grad, self.voiced)
 
     def _pattern(self, mask, low):
         "Of groups that were pruned before, what was; of the others, `low`"

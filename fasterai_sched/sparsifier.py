@@ -79,7 +79,7 @@ class Sparsifier:
     def _find_what_follows(self):
         "Of layers whose groups are whole output channels: the bias, and the batch norm that they alone feed. Of others that have a bias: that batch norm"
         if not any(l.of_channels or l.biased for l in self.layers): return
-        norms,unsure = batch_norms(self.model)
+        norms,unsure,traced = batch_norms(self.model)
         owners = [id(p) for m in self.model.modules() for p in m._parameters.values() if p is not None]
         alone  = lambda p: p is not None and owners.count(id(p)) == 1
         self.unsure = tuple(l.name for l in self.layers if l.of_channels and l.name in unsure)
@@ -87,7 +87,7 @@ class Sparsifier:
             norm = self.model.get_submodule(norms[l.name]) if l.name in norms else None
             params = [m._parameters.get(n) for m,n in ((l.module, 'bias'), (norm, 'weight'), (norm, 'bias')) if m is not None]
             if l.of_channels: l.after,l.scale = [(p, p.detach().clone()) for p in params if alone(p)],norm.weight if norm is not None else None
-            elif l.biased and alone(l.module.bias): l.norm = norm
+            elif l.biased and traced and alone(l.module.bias): l.norm = norm
 
     @property
     def active(self): return [l for l in self.layers if not l.frozen]
@@ -347,7 +347,7 @@ class Sparsifier:
         "Zero the gradients of pruned weights, and of the biases of channels that have no weights left in front of a batch norm that trains"
         for p,keep in self._held(self.layers):
             if p.grad is not None: hold(p.grad, keep) # an infinite gradient is no reason for a NaN
-        for l in self.layers: l.still()
+        for l in self.layers: l.still(self.masters)
 
     @torch.no_grad()
     def mask_state(self,

@@ -936,6 +936,17 @@ def test_a_validation_amid_a_fit_leaves_its_epochs_and_its_steps(event, what):
     axs = cb.plot()
     assert (np.diff(axs[1].lines[0].get_xdata()) > 0).all()
 
+def test_a_callback_that_comes_in_anothers_epoch_knows_which_it_is():
+    learn,cb = tiny_learner(),SparsifyCallback(80, verbose=False)
+    learn.fit(4, cbs=Spy('before_epoch', lambda l: l.add_cb(cb) if l.epoch == 2 and cb not in l.cbs else None, order=0))
+    assert cb.history.query('kind == "epoch"')[['step', 'epoch']].values.tolist() == [[12, 2], [16, 3]]
+
+def test_a_layer_initialized_with_zeros_is_one_in_a_resume_too():
+    learn = tiny_learner()
+    with torch.no_grad(): learn.model[0].weight.zero_()
+    warned = said(lambda: learn.fit(4, start_epoch=2, cbs=SparsifyCallback(60, context='erk', schedule='lin')))
+    assert any('are all zero: taken for an initialisation' in m for m in warned) and zeros(learn.model)[0] < 108
+
 def test_weights_loaded_amid_a_fit_are_pruned_before_the_next_forward(tmp_path):
     for event in ('after_epoch', 'after_batch', 'before_validate'):
         learn,cb = tiny_learner(path=tmp_path),SparsifyCallback(60, end_epoch=2)
@@ -1150,7 +1161,7 @@ def test_a_fit_that_skips_all_its_epochs_says_so():
     learn = tiny_learner(cbs=SparsifyCallback(50, schedule=one_shot))
     assert said(lambda: (learn.validate(), learn.fit(3, start_epoch=1))) == []
 
-@pytest.mark.parametrize('words', [dict(context=c, granularity=g) for c in contexts for g in ('weight', 'row', 'kernel', 'filter')] + [dict(sparsity=80, context='global', granularity='filter'), dict(round_to=4), dict(update_every=3), dict(granularity='filter'), dict(schedule='dsd'), dict(schedule='ac_dc'), dict(criteria='taylor'),
+@pytest.mark.parametrize('words', [dict(context=c, granularity=g) for c in contexts for g in ('weight', 'row', 'kernel', 'filter')] + [dict(sparsity=80, context='global', granularity='filter'), dict(sparsity=None, nm=(1, 2), context='global', schedule='one_shot'), dict(round_to=4), dict(update_every=3), dict(granularity='filter'), dict(schedule='dsd'), dict(schedule='ac_dc'), dict(criteria='taylor'),
                                    dict(sparsity=[30, 60]), dict(context='lamp', round_to=4), dict(keep_zeros=True)], ids=str)
 def test_a_true_resume_is_not_in_doubt(words):
     def stop(l):

@@ -153,6 +153,32 @@ def test_it_waits_in_every_granularity_and_only_there(granularity, after, waits)
     sp.mask_grads()
     assert model[0].bias.grad.any() == (not waits)
 
+class Odd(nn.Conv2d):
+    "With a bias of another form"
+    def __init__(self, *shape):
+        super().__init__(2, 4, 3, bias=False)
+        self.bias = nn.Parameter(torch.zeros(shape))
+    def forward(self, x): return self._conv_forward(x, self.weight, None) + self.bias
+
+@pytest.mark.parametrize('model', [Block(2, 4, data_decides=True), seq(nn.BatchNorm2d(4)).append(Two(lambda s, x: x)), nn.Sequential(Odd(), nn.BatchNorm2d(4)), nn.Sequential(Odd(4, 1, 1), nn.BatchNorm2d(4))])
+def test_where_the_graph_does_not_tell_or_the_bias_is_another_it_goes_on(model):
+    sp = Sparsifier(model)
+    sp.sparsify_model(100)
+    waits = isinstance(model, nn.Sequential) and len(model) == 3
+    bias = sp.layers[0].module.bias
+    bias.grad = torch.ones_like(bias)
+    sp.mask_grads()
+    assert bias.grad.all() == (not waits)
+
+def test_the_optimizers_copy_of_such_a_bias_waits_too():
+    sp = Sparsifier(seq(nn.BatchNorm2d(4)))
+    sp.sparsify_model(100)
+    bias = sp.model[0].bias
+    copy = nn.Parameter(bias.detach().clone())
+    sp.masters,bias.grad,copy.grad = {id(bias):copy},torch.ones(4),torch.ones(4)
+    sp.mask_grads()
+    assert not bias.grad.any() and not copy.grad.any()
+
 def test_other_channels_than_the_weights_and_a_bias_of_two_layers_are_left_alone():
     m = nn.ConvTranspose2d(4, 4, 2, groups=2)
     shared = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
