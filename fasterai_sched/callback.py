@@ -188,9 +188,14 @@ class SparsifyCallback(Callback):
         if not self._quiet: print(s)
 
     @property
+    def _first(self):
+        "The fit's `start_epoch`"
+        return max((cb._skip_to for cb in self.learn.cbs if isinstance(cb, SkipToEpoch)), default=0)
+
+    @property
     def _resumes(self):
-        "Whether the fit begins with a later epoch than its first"
-        return self._epoch and not getattr(self.learn, 'train_iter', 0) and any(isinstance(cb, SkipToEpoch) for cb in self.learn.cbs)
+        "Whether the fit begins here, and with a later epoch than its first"
+        return self._epoch and not getattr(self.learn, 'train_iter', 0) and self._first
 
     def _begin_epoch(self):
         "A validation amid a fit leaves the learner at epoch 0, until its next epoch begins"
@@ -209,8 +214,7 @@ class SparsifyCallback(Callback):
         if sum(cb is self for cb in self.learn.cbs) > 1:
             self.learn.cbs.remove(self) # fastai takes away one more: the learner is left without, and works
             raise ValueError("This SparsifyCallback is in the learner twice: give it to Learner(cbs=) or to fit(cbs=), or make a second one")
-        first = max((cb._skip_to for cb in self.learn.cbs if isinstance(cb, SkipToEpoch)), default=0)
-        if first and first >= self.n_epoch: warnings.warn(f"start_epoch={first} leaves none of {self.n_epoch} epochs to train: to resume, give fit the number of epochs in all, those before included")
+        if self._first and self._first >= self.n_epoch: warnings.warn(f"start_epoch={self._first} leaves none of {self.n_epoch} epochs to train: to resume, give fit the number of epochs in all, those before included")
         if not self._finding_lr and self._may_train(): self._column.claim()
 
     def _may_train(self):
@@ -272,7 +276,7 @@ class SparsifyCallback(Callback):
         o = self.options
         sp = Sparsifier(model, o.granularity, o.context, o.criteria, o.nm or False, o.layer_type, self.data, layers=o.layers, exclude=o.exclude, keep_zeros=o.keep_zeros or keep_empty,
                         max_sparsity=o.max_sparsity, recalibrate=o.recalibrate)
-        sp.keep_zeros = sp.options.keep_zeros = o.keep_zeros
+        sp.keep_zeros = sp.options.keep_zeros = o.keep_zeros # what was empty is held, and may come back when the schedule falls
         sp.whole,sp.in_percent = whole,True
         return sp
 

@@ -53,7 +53,7 @@ class _Maker:
     def __call__(self, seed):
         learn = self.make_learn()
         state = torch.get_rng_state().numpy().tobytes()
-        if self.drawn.setdefault(state, seed) != seed and self.drawn[state] is not None:
+        if self.drawn.setdefault(state, seed) not in (seed, None):
             self.drawn[state] = None # said once
             warnings.warn(f"make_learn={self.make_learn!r} sets a seed itself, so each of its networks begins with the same weights and deviations leave that out: let it not call set_seed")
         if not hasattr(learn, 'fit') or not hasattr(learn, 'dls'): raise ValueError(f"make_learn={self.make_learn!r} gives {type(learn).__name__}: it must make a Learner")

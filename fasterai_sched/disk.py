@@ -11,6 +11,7 @@ from zlib import crc32
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 __all__ = ['save_sparse', 'load_sparse', 'n_bytes']
 
@@ -95,7 +96,7 @@ def _checksum(tensors, *texts):
 def _odd(v):
     "What is not ordinary about what a state_dict holds, in words; None: nothing"
     if not isinstance(v, Tensor):     return f'of type {type(v).__name__}'
-    if nn.parameter.is_lazy(v):       return 'not initialized yet'
+    if is_lazy(v):       return 'not initialized yet'
     if v.is_meta:                     return 'on the meta device, without values'
     if v.is_quantized:                return 'quantized'
     if v.layout != torch.strided:     return f'of layout {v.layout}'
@@ -189,7 +190,7 @@ def _check_fits(model, state, path):
     "RuntimeError before anything is copied: `load_state_dict` copies what fits and then complains"
     own = _state(model)
     wrong = [f'{k!r} is missing in the file' for k in own if k not in state] + [f'{k!r} is not in the model' for k in state if k not in own]
-    both = [k for k in state if k in own and not nn.parameter.is_lazy(own[k])]
+    both = [k for k in state if k in own and not is_lazy(own[k])]
     wrong += [f'{k!r} has shape {tuple(state[k].shape)} in the file and {tuple(own[k].shape)} in the model' for k in both if own[k].shape != state[k].shape]
     wrong += [f'{k!r} of the model is on the meta device, which holds no values' for k in both if own[k].is_meta]
     if wrong: raise RuntimeError(f"path={str(path)!r} does not fit this {type(model).__name__}: {'; '.join(wrong[:8])}{f' and {len(wrong) - 8} more' if len(wrong) > 8 else ''}")

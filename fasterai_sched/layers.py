@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 import re
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from .granularity import Granularities
 from .report import n_zeros, type_name, weight_types, weights_of
@@ -69,7 +70,7 @@ def loose_zeros(
     seen,out = {id(w) for w in held},[]
     for f in find(model, nn.Module):
         w = f.module._parameters.get(f.attr) # and not `f.weight`: to look at what is computed is to compute it
-        if w is None or not w.requires_grad or id(w) in seen or isinstance(w, nn.parameter.UninitializedParameter): continue
+        if w is None or not w.requires_grad or id(w) in seen or is_lazy(w): continue
         seen.add(id(w))
         zeros = n_zeros(w) - (w.shape[1] if getattr(f.module, 'padding_idx', None) is not None and f.attr == 'weight' else 0)
         if share*w.numel() < zeros < w.numel(): out.append((f, zeros))
@@ -161,4 +162,4 @@ def _check_weight(f):
     w = f.module._parameters.get(f.attr)
     if not isinstance(w, nn.Parameter): raise ValueError(f"The weight of layer {f.name!r} ({type(f.module).__name__}) is computed from others (spectral_norm, weight_norm "
                                                          "or another parametrization), so zeros in it would not last. Remove that first, or leave the layer out")
-    if isinstance(w, nn.parameter.UninitializedParameter): raise ValueError(f"Layer {f.name!r} ({type(f.module).__name__}) is not initialized: run the model once on a batch first")
+    if is_lazy(w): raise ValueError(f"Layer {f.name!r} ({type(f.module).__name__}) is not initialized: run the model once on a batch first")

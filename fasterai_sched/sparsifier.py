@@ -85,8 +85,10 @@ class Sparsifier:
         self.unsure = tuple(l.name for l in self.layers if l.of_channels and l.name in unsure)
         for l in self.layers:
             norm = self.model.get_submodule(norms[l.name]) if l.name in norms else None
-            params = [m._parameters.get(n) for m,n in ((l.module, 'bias'), (norm, 'weight'), (norm, 'bias')) if m is not None]
-            if l.of_channels: l.after,l.scale = [(p, p.detach().clone()) for p in params if alone(p)],norm.weight if norm is not None else None
+            if l.of_channels:
+                params = [m._parameters.get(n) for m,n in ((l.module, 'bias'), (norm, 'weight'), (norm, 'bias')) if m is not None]
+                l.after = [(p, p.detach().clone()) for p in params if alone(p)]
+                l.scale = norm.weight if norm is not None else None
             elif l.biased and traced and alone(l.module.bias): l.norm = norm
 
     @property
